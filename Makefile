@@ -1,0 +1,53 @@
+# Everything runs from here. `make` alone tells what there is.
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test watch check format bench docs lock clean
+
+help:  ## tell what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Piecework needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)  ## run the bundled newsroom: feeds, approvals, mail (ARGS="--opml my.opml")
+	$(BIN)/piecework demo $(ARGS)
+
+test: $(STAMP)  ## run all tests (ARGS="-k name")
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+watch: $(STAMP)  ## run the tests again whenever a file changes
+	$(BIN)/watchfiles --filter python '$(BIN)/python -m pytest -x -q $(ARGS)' src tests examples
+
+check: $(STAMP)  ## lint, types, layers, docstrings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/interrogate --quiet src
+
+format: $(STAMP)  ## let ruff write the layout
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## measure: ratios against a floor, in one run
+	$(BIN)/python benchmarks/durable_runs.py $(ARGS)
+
+docs: $(STAMP)  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+lock:  ## write requirements/*.txt anew (needs uv on PATH)
+	requirements/compile
+
+clean:  ## remove what was built
+	rm -rf $(VENV) site dist .mypy_cache .ruff_cache .pytest_cache
