@@ -1,0 +1,58 @@
+"""Time, replaceable: due times on the wall clock, durations on the monotonic one.
+
+The store keeps moments as whole microseconds since the epoch, UTC; people see aware datetimes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+SECOND = 1_000_000
+"""Microseconds in a second, the unit of every moment in the store."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Clock(Protocol):
+    """What tells the time; tests hand in one of their own."""
+
+    def now(self) -> int:
+        """The wall clock: microseconds since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits that long on the monotonic clock."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now(self) -> int:
+        """The wall clock: microseconds since the epoch."""
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits that long on the monotonic clock."""
+        await asyncio.sleep(seconds)
+
+
+def micros(seconds: float) -> int:
+    """Tells a duration in seconds as whole microseconds."""
+    return round(seconds * SECOND)
+
+
+def as_datetime(moment: int | None) -> datetime | None:
+    """Tells a moment of the store as an aware UTC datetime; None stays None."""
+    return None if moment is None else _EPOCH + timedelta(microseconds=moment)

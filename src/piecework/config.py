@@ -1,0 +1,114 @@
+"""Settings: every number that an operator may turn, with its unit in its name.
+
+A setting comes from `App(settings=Settings(…))`, else from the environment as `PIECEWORK_<FIELD>`, else from
+`[tool.piecework]` of the pyproject.toml in the working folder, else its default.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from piecework.errors import ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "PIECEWORK_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The numbers of one app; durations in seconds, sizes in bytes.
+
+    Attributes:
+        crash_limit: How often a run may take its process down without progress before it fails with CRASHED.
+        close_timeout_seconds: How long one closer of a service may take.
+        abort_grace_seconds: How long an aborted step may go on before it is abandoned.
+        sync_threads_limit: Threads for synchronous user functions.
+        connect_timeout_seconds: How long a client waits for a node.
+        payload_limit_bytes: The largest encoded value (payload, state, result).
+        switch_interval_seconds: `sys.setswitchinterval` while a node is open; None leaves the host's alone.
+        piece_history_limit: Runs kept for each piece.
+        skipped_history_limit: How many of those may have been skipped ones.
+        database_pool_size: Connections to the application's database.
+        space_workers_limit: Worker processes alive at once.
+        space_concurrency: Updates under way at once inside a space.
+        space_idle_seconds: How long an idle worker lingers.
+        space_grace_seconds: Between a cancel and the kill.
+        space_boot_seconds: From the request for a worker to its first word.
+        space_init_seconds: From there until it is ready.
+        mail_retry_seconds: Waits before a refused mail is tried again.
+    """
+
+    crash_limit: int = 5
+    close_timeout_seconds: float = 10
+    abort_grace_seconds: float = 10
+    sync_threads_limit: int = 32
+    connect_timeout_seconds: float = 5
+    payload_limit_bytes: int = 16_777_216
+    switch_interval_seconds: float | None = None
+    piece_history_limit: int = 50
+    skipped_history_limit: int = 5
+    database_pool_size: int = 10
+    space_workers_limit: int = 64
+    space_concurrency: int = 4
+    space_idle_seconds: float = 300
+    space_grace_seconds: float = 5
+    space_boot_seconds: float = 30
+    space_init_seconds: float = 60
+    mail_retry_seconds: tuple[float, ...] = (5, 30, 300, 1800)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
+        """Reads the settings from the environment and from pyproject.toml.
+
+        Args:
+            environ: Variables; None means the process's own.
+            folder: Where pyproject.toml is looked for; None means the working folder.
+
+        Raises:
+            ValidationError: A value is not of its field's type; the message names the variable or key.
+        """
+        variables = os.environ if environ is None else environ
+        table = _tool_table(folder or Path.cwd())
+        given: dict[str, Any] = {}
+        for spec in fields(cls):
+            name = PREFIX + spec.name.upper()
+            if name in variables:
+                given[spec.name] = _convert(name, variables[name], spec.default)
+            elif spec.name in table:
+                given[spec.name] = _convert(f"[tool.piecework] {spec.name}", table[spec.name], spec.default)
+        return cls(**given)
+
+
+def _tool_table(folder: Path) -> dict[str, Any]:
+    file = folder / "pyproject.toml"
+    try:
+        table = tomllib.loads(file.read_text("utf-8")).get("tool", {}).get("piecework", {})
+    except (OSError, UnicodeDecodeError):
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        raise ValidationError(f"{file} cannot be read as TOML: {error}", path=str(file)) from error
+    return table if isinstance(table, dict) else {}
+
+
+def _convert(name: str, raw: Any, default: Any) -> Any:
+    try:
+        if isinstance(default, tuple):
+            items = raw.split(",") if isinstance(raw, str) else raw
+            return tuple(float(item) for item in items)
+        if isinstance(default, int) and not isinstance(default, bool):
+            return int(raw)
+        return None if raw == "" else float(raw)
+    except (TypeError, ValueError) as error:
+        raise ValidationError(f"{name} = {raw!r} is not a number: give one, or remove it", name=name) from error
+
+
+def tool_setting(name: str, folder: Path | None = None) -> str | None:
+    """Reads one text of `[tool.piecework]` (such as `app` or `store`); None when it is not there."""
+    value = _tool_table(folder or Path.cwd()).get(name)
+    return value if isinstance(value, str) else None

@@ -1,0 +1,253 @@
+"""Every error of Piecework: a stable code, the data it is about, and a sentence that says what to do next.
+
+Read `PieceworkError` first; the rest are the same with a code of their own. Lookup errors are also `LookupError`,
+bad values also `ValueError`, timeouts also `TimeoutError`, so that code which knows nothing of Piecework can catch them.
+Several failures at once are an `ExceptionGroup`: every clean-up is tried and none is lost.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class PieceworkError(Exception):
+    """Base of all errors that Piecework raises on purpose.
+
+    Attributes:
+        code: A stable name in capitals: what programs compare.
+        message: What happened, to which id, and what to do: what people read.
+        data: The values that the message is about, by name; they are attributes too.
+    """
+
+    code: ClassVar[str] = "INTERNAL_ERROR"
+
+    def __init__(self, message: str, **data: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.data = data
+
+    def __getattr__(self, name: str) -> Any:
+        data = self.__dict__.get("data", {})
+        if name in data:
+            return data[name]
+        raise AttributeError(f"{type(self).__name__} has no {name!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.data))
+
+
+def _rebuild(cls: type[PieceworkError], message: str, data: dict[str, Any]) -> PieceworkError:
+    return cls(message, **data)
+
+
+class NotFoundError(PieceworkError, LookupError):
+    """Something was asked for by an id that nobody registered."""
+
+    code = "NOT_FOUND"
+
+    @classmethod
+    def among(cls, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> NotFoundError:
+        """Builds the error for an unknown name, with the nearest known ones.
+
+        Args:
+            kind: What was looked for ("workflow", "piece", "service").
+            name: What was asked for.
+            known: The names there are.
+            hint: What else to do about it; a sentence.
+        """
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3)
+        if near:
+            advice = f"did you mean {' or '.join(repr(n) for n in near)}?"
+        elif names:
+            shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+            advice = f"there are: {shown}"
+        else:
+            advice = f"there is no {kind} at all"
+        text = f"no {kind} {name!r}: {advice}"
+        return cls(f"{text}. {hint}" if hint else text, kind=kind, name=name)
+
+
+class ValidationError(PieceworkError, ValueError):
+    """A value, a definition or an argument is not acceptable; nothing was changed."""
+
+    code = "VALIDATION_ERROR"
+
+
+class DuplicateKeyError(PieceworkError):
+    """An id is taken already, or reserved."""
+
+    code = "DUPLICATE_KEY"
+
+
+class ConflictError(PieceworkError):
+    """Two writers disagree about the same thing."""
+
+    code = "CONFLICT"
+
+
+class InvalidStateError(PieceworkError):
+    """What was asked is not possible in the present state, or somebody else was faster."""
+
+    code = "INVALID_STATE"
+
+
+class InvalidScopeError(PieceworkError):
+    """A service asked for something that does not live as long as itself."""
+
+    code = "INVALID_SCOPE"
+
+
+class CycleError(PieceworkError):
+    """Services need each other in a circle; the message draws it."""
+
+    code = "CYCLE"
+
+
+class TimeoutExceededError(PieceworkError, TimeoutError):
+    """A time limit passed; what was under way was stopped."""
+
+    code = "TIMEOUT"
+
+
+class ExecutionFailedError(PieceworkError):
+    """A step or a hook of a run raised."""
+
+    code = "EXECUTION_FAILED"
+
+
+class AbortedError(PieceworkError):
+    """The run was aborted, by a person, a program or its successor."""
+
+    code = "ABORTED"
+
+
+class CrashedError(PieceworkError):
+    """A run took its process down again and again without any progress, or a worker died under it."""
+
+    code = "CRASHED"
+
+
+class StoppedError(PieceworkError):
+    """The app, the runtime or the worker has stopped and takes no more work."""
+
+    code = "STOPPED"
+
+
+class ClosedError(PieceworkError):
+    """A workspace, container or connection was used after it had been closed."""
+
+    code = "CLOSED"
+
+
+class StoreError(PieceworkError):
+    """The store could not do its work; nothing of the failed item was written."""
+
+    code = "STORE_ERROR"
+
+
+class StoreLockedError(StoreError):
+    """Another process is the node of this store file; the message names its pid."""
+
+    code = "STORE_LOCKED"
+
+
+class StoreFormatError(StoreError):
+    """The file is not a store of ours, or damaged; it was not touched."""
+
+    code = "STORE_FORMAT"
+
+
+class SchemaVersionError(StoreError):
+    """The store was written by a newer Piecework; it was not touched."""
+
+    code = "SCHEMA_VERSION"
+
+
+class StoreFullError(StoreError):
+    """The disk is full; nothing was acknowledged, work goes on when there is room."""
+
+    code = "STORE_FULL"
+
+
+class StaleEpochError(StoreError):
+    """A write of a superseded attempt was refused: somebody else owns the run now."""
+
+    code = "STALE_EPOCH"
+
+
+class NoNodeError(PieceworkError):
+    """No node of this store is running."""
+
+    code = "NO_NODE"
+
+
+class MissingExtraError(PieceworkError, ImportError):
+    """An optional part is not installed; the message says which to install."""
+
+    code = "MISSING_EXTRA"
+
+    @classmethod
+    def needs(cls, what: str, extra: str) -> MissingExtraError:
+        """Builds the error for a part `what` that the extra `extra` brings."""
+        return cls(f"{what} needs an optional part: pip install 'piecework[{extra}]'", extra=extra)
+
+
+class AppImportError(PieceworkError, ImportError):
+    """The application cannot be imported under the name that was given, or not in another process."""
+
+    code = "APP_IMPORT"
+
+
+class RemoteError(PieceworkError):
+    """User code failed in another process.
+
+    Attributes:
+        type: The exception's qualified name over there.
+        trace: Its traceback, as text.
+    """
+
+    code = "EXECUTION_FAILED"
+
+
+class ProtocolError(PieceworkError):
+    """A peer sent something that is not of the protocol; the connection was ended."""
+
+    code = "PROTOCOL"
+
+
+class DeliveryUnknownError(PieceworkError):
+    """A mail was handed over twice and neither time is it known whether the server took it."""
+
+    code = "DELIVERY_UNKNOWN"
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Tells an error as JSON values: `type`, `code` and `message`, safe to store and to show.
+
+    Args:
+        error: Any exception. Text that UTF-8 or a database cannot carry is escaped, and cut at 4,000 characters.
+    """
+    code = getattr(error, "code", None)
+    return {
+        "type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        "code": code if isinstance(code, str) else "EXECUTION_FAILED",
+        "message": clean_text(_text_of(error)),
+    }
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except Exception as broken:  # noqa: BLE001 - an exception whose own text raises must not take its run along
+        return f"{type(error).__name__} (its text cannot be read: {type(broken).__name__})"
+
+
+def clean_text(text: str, limit: int = 4000) -> str:
+    """Makes free text storable: escapes NUL and lone surrogates, cuts at `limit` characters."""
+    safe = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+    return safe if len(safe) <= limit else safe[: limit - 1] + "…"

@@ -1,0 +1,108 @@
+"""One strict check at the door: what may be stored, told with the path of the first thing that may not.
+
+Plain JSON encoders are lenient where it hurts later: NaN becomes null, a datetime becomes a string. Here everything
+that is not JSON is refused, so what is read back is what was given (tuples come back as lists).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from piecework.errors import ValidationError
+
+IDENTIFIER_LIMIT_BYTES = 512
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder()
+_BOUND = 2**63
+
+
+def encode(value: Any, *, what: str = "value", limit_bytes: int = 16_777_216) -> bytes:
+    """Turns a JSON value into the bytes that are stored.
+
+    Args:
+        value: None, bool, int within ±2⁶³, finite float, str, list, tuple or str-keyed dict, nested at will.
+        what: Names the value in the error.
+        limit_bytes: The largest encoded form.
+
+    Raises:
+        ValidationError: Something is not JSON, has a lone surrogate or is too large; `path` says where.
+    """
+    try:
+        _check(value, what)
+        data = _encoder.encode(value)
+    except RecursionError:
+        raise ValidationError(f"{what} is nested too deeply or contains itself", path=what) from None
+    if len(data) > limit_bytes:
+        raise ValidationError(
+            f"{what} takes {len(data)} bytes, more than the {limit_bytes} that are allowed: "
+            "keep large data elsewhere and store a reference",
+            path=what,
+        )
+    return data
+
+
+def decode(data: bytes | None) -> Any:
+    """Turns stored bytes back into a value; None stays None."""
+    return None if data is None else _decoder.decode(data)
+
+
+def encode_mapping(value: Any, *, what: str, limit_bytes: int = 16_777_216) -> bytes:
+    """Like `encode`, for a value that has to be a mapping.
+
+    Raises:
+        ValidationError: It is not a mapping, or not JSON.
+    """
+    if not isinstance(value, dict):
+        raise ValidationError(f"{what} is a {type(value).__name__}, not a mapping: return or pass a dict", path=what)
+    return encode(value, what=what, limit_bytes=limit_bytes)
+
+
+def check_identifier(value: Any, what: str) -> str:
+    """Checks an id, type, key or name that becomes a column.
+
+    Raises:
+        ValidationError: It is not a non-empty str, or has NUL, a lone surrogate, or over 512 bytes.
+    """
+    if not isinstance(value, str) or not value:
+        raise ValidationError(f"{what} has to be a non-empty text, not {value!r:.80}", path=what)
+    _check_text(value, what)
+    if "\x00" in value or len(value.encode()) > IDENTIFIER_LIMIT_BYTES:
+        raise ValidationError(f"{what} {value[:40]!r} has a NUL or more than {IDENTIFIER_LIMIT_BYTES} bytes", path=what)
+    return value
+
+
+def _check(value: Any, path: str) -> None:
+    kind = type(value)
+    if kind is str:
+        _check_text(value, path)
+    elif value is None or kind is bool:
+        return
+    elif kind is int:
+        if not -_BOUND <= value < _BOUND:
+            raise ValidationError(f"{path} is an integer beyond 64 bits: store it as text", path=path)
+    elif kind is float:
+        if not math.isfinite(value):
+            raise ValidationError(f"{path} is {value}, which JSON has no word for", path=path)
+    elif kind is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise ValidationError(f"{path} has the key {key!r:.80}, which is not a text", path=path)
+            _check_text(key, path)
+            _check(item, f"{path}.{key}")
+    elif kind is list or kind is tuple:
+        for index, item in enumerate(value):
+            _check(item, f"{path}[{index}]")
+    else:
+        raise ValidationError(
+            f"{path} is a {kind.__module__}.{kind.__qualname__}, which is not JSON: convert it first", path=path
+        )
+
+
+def _check_text(text: str, path: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValidationError(f"{path} has a lone surrogate, which UTF-8 cannot carry", path=path) from None

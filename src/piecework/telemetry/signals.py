@@ -1,0 +1,45 @@
+"""The names and fields of everything observable, in one place.
+
+A signal is a log line now; counters and spans hang on the same names later. Every signal that belongs to a run,
+a piece or a space carries `run_id`, `piece_id` and `space`: `logs.bound` puts them on each line of the code within.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import structlog
+
+NODE_STARTED: Final = "node.started"  # node_id store pid
+NODE_STOPPED: Final = "node.stopped"  # node_id
+NODE_TROUBLE: Final = "node.trouble"  # what error: a loop of the node failed and goes on
+RUN_STARTED: Final = "run.started"  # run_id kind name space attempt
+RUN_PAUSED: Final = "run.paused"  # run_id waiting_for
+RUN_RESUMED: Final = "run.resumed"  # run_id reason
+RUN_ENDED: Final = "run.ended"  # run_id status error
+RUN_LOST: Final = "run.lost"  # run_id error: the run is somebody else's now
+EVENT_ACCEPTED: Final = "event.accepted"  # event_id type outcomes
+OBSERVER_FAILED: Final = "observer.failed"  # pattern event_id error
+PREDICATE_FAILED: Final = "predicate.failed"  # workflow_id trigger_id event_id error: counts as no match
+SPACE_STARTED: Final = "space.started"  # space pid
+SPACE_HIBERNATED: Final = "space.hibernated"  # space reason
+SPACE_DIED: Final = "space.died"  # space pid status
+ZYGOTE_STARTED: Final = "zygote.started"  # pid
+PIECE_ENDED: Final = "piece.ended"  # space piece_id run_id outcome error
+MAIL_SENT: Final = "mail.sent"  # run_id message_id
+MAIL_REFUSED: Final = "mail.refused"  # run_id error retry_in_seconds
+CHILD_FAILED: Final = "workspace.child_failed"  # name error
+CLOSE_FAILED: Final = "workspace.close_failed"  # workspace_id errors
+
+_log = structlog.stdlib.get_logger("piecework")
+
+
+def emit(signal: str, *, level: str = "info", **fields: Any) -> None:
+    """Tells the world that something happened; never raises and never waits.
+
+    Args:
+        signal: One of the names above.
+        level: Weight of the log line: debug, info, warning or error.
+        **fields: What the signal is about.
+    """
+    getattr(_log, level)(signal, **fields)
