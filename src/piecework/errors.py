@@ -220,8 +220,14 @@ class ProtocolError(PieceworkError):
     code = "PROTOCOL"
 
 
+class DatabaseError(PieceworkError):
+    """The application's database could not do its work; nothing of the statement was written."""
+
+    code = "DATABASE_ERROR"
+
+
 class DeliveryUnknownError(PieceworkError):
-    """A mail was handed over twice and neither time is it known whether the server took it."""
+    """A mail may have arrived, and it is not known whether it did: it is not sent again."""
 
     code = "DELIVERY_UNKNOWN"
 

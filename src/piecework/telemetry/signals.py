@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import structlog
+from piecework.telemetry.logs import get_logger
 
 NODE_STARTED: Final = "node.started"  # node_id store pid
 NODE_STOPPED: Final = "node.stopped"  # node_id
@@ -17,6 +17,7 @@ RUN_STARTED: Final = "run.started"  # run_id kind name space attempt
 RUN_PAUSED: Final = "run.paused"  # run_id waiting_for
 RUN_RESUMED: Final = "run.resumed"  # run_id reason
 RUN_ENDED: Final = "run.ended"  # run_id status error
+RUN_INTERRUPTED: Final = "run.interrupted"  # run_id error: it goes on later, uncharged
 RUN_LOST: Final = "run.lost"  # run_id error: the run is somebody else's now
 EVENT_ACCEPTED: Final = "event.accepted"  # event_id type outcomes
 OBSERVER_FAILED: Final = "observer.failed"  # pattern event_id error
@@ -31,7 +32,7 @@ MAIL_REFUSED: Final = "mail.refused"  # run_id error retry_in_seconds
 CHILD_FAILED: Final = "workspace.child_failed"  # name error
 CLOSE_FAILED: Final = "workspace.close_failed"  # workspace_id errors
 
-_log = structlog.stdlib.get_logger("piecework")
+_log = get_logger()
 
 
 def emit(signal: str, *, level: str = "info", **fields: Any) -> None:

@@ -1,0 +1,692 @@
+"""The app: declares what there is, and wires it when it is opened. The only file that knows all parts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from piecework import process
+from piecework.bus.event import Event
+from piecework.bus.subscriptions import EventBus
+from piecework.clock import SystemClock, micros
+from piecework.config import Settings, tool_setting
+from piecework.container.container import Container
+from piecework.container.env import EnvService
+from piecework.container.registry import Recipe, Registry, Service
+from piecework.container.scope import Scope, parse
+from piecework.desk import Desk
+from piecework.errors import (
+    AppImportError,
+    ClosedError,
+    DuplicateKeyError,
+    InvalidStateError,
+    NotFoundError,
+    ValidationError,
+)
+from piecework.ids import new_id
+from piecework.process import protocol
+from piecework.process.launch import Zygote
+from piecework.run.intake import Intake, Receipt
+from piecework.run.link import LinkServer
+from piecework.run.news import News
+from piecework.run.node import Node
+from piecework.services.database import Database
+from piecework.services.job import Jobs
+from piecework.services.mail import JOB, SendMail
+from piecework.services.mailing import Mailing
+from piecework.services.rows import WorkspaceDatabase
+from piecework.services.transport import transport_for
+from piecework.space.controller import Controller
+from piecework.space.manager import Spaces
+from piecework.space.piece import PieceDefinition
+from piecework.space.service import PieceKind, PieceService
+from piecework.store.items import DispatchResult
+from piecework.store.sqlite import SqliteStore, sqlite_path
+from piecework.telemetry import logs, signals
+from piecework.workflow.catalogue import Catalogue
+from piecework.workflow.executor import Executor
+from piecework.workflow.runtime import Runtime
+from piecework.workspace.supervise import Supervisor
+from piecework.workspace.threads import SyncThreads
+from piecework.workspace.workspace import (
+    map_in_workspaces,
+    open_workspace,
+    run_in_new_workspace,
+    spawn_in_new_workspace,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from piecework.clock import Clock
+    from piecework.run.admission import Mode
+    from piecework.run.kind import Kind
+    from piecework.services.transport import Transport
+    from piecework.workflow.definition import Workflow
+    from piecework.workspace.supervise import Handle
+    from piecework.workspace.workspace import Workspace
+
+F = TypeVar("F", bound="Callable[..., Any]")
+T = TypeVar("T")
+_worker_log = logs.get_logger("piecework.worker")
+
+
+def default_store() -> str:
+    """The store where none is given: PIECEWORK_STORE, else pyproject.toml's, else a file under .piecework/."""
+    return os.environ.get("PIECEWORK_STORE") or tool_setting("store") or "sqlite:///.piecework/store.db"
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What an open node consists of."""
+
+    store: SqliteStore
+    node: Node
+    intake: Intake
+    runtime: Runtime
+    pieces: PieceService
+    jobs: Jobs
+    spaces: Spaces
+    link: LinkServer
+
+
+class App:
+    """Everything that an application declares, and the node that runs it.
+
+    Args:
+        name: For people.
+        store: `sqlite:///FILE`; `default_store()` when omitted. Withheld from worker processes.
+        database: The application's own data, what `ws.database` opens: `sqlite:///FILE`; PIECEWORK_DATABASE when
+            omitted.
+        mail: `smtp://…`, `console:` or `outbox:`; PIECEWORK_MAIL when omitted, else `outbox:`.
+        services: One instance of each per process.
+        env: The app's layer of variables; the process environment when omitted.
+        config: What `ws.config` is.
+        import_path: "package.module:attribute", only where the app cannot be found by identity; the attribute may be
+            a function that makes the app.
+        settings: The numbers; read from the environment when omitted.
+        clock: For tests.
+
+    Raises:
+        ValidationError: The name is empty, or a service is not well-formed.
+        DuplicateKeyError: Two services have one id, or one is reserved.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        store: str | None = None,
+        database: str | None = None,
+        mail: str | None = None,
+        services: Iterable[Service] = (),
+        env: Mapping[str, str | None] | None = None,
+        config: Mapping[str, Any] | None = None,
+        import_path: str | None = None,
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValidationError("an App needs a name: App('newsroom')")
+        self.name = name
+        self.config: Mapping[str, Any] = dict(config or {})
+        self.bus = EventBus()
+        self.clock: Clock = clock or SystemClock()
+        self.import_path = import_path
+        self._made_in = sys._getframe(1).f_globals.get("__name__", "")  # noqa: SLF001 - where to look for the app first
+        self._store_url = None if process.inside() else store
+        self._mail_url = None if process.inside() else mail
+        self._database_url = database
+        self._env = None if env is None else dict(env)
+        self._settings = settings
+        self._registry = Registry(service.recipe(Scope.APP) for service in services)
+        self._definitions: dict[str, PieceDefinition] = {}
+        self._workflows: list[tuple[Workflow, Mode | None]] = []
+        self._parts: _Parts | None = None
+        self._stack: AsyncExitStack | None = None
+        self._container: Container | None = None
+        self._supervisor: Supervisor | None = None
+        self._threads: SyncThreads | None = None
+        self._opened_settings: Settings | None = None
+        self._ask: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
+        self._sender: str | None = None
+        self._add_built_in_services()
+
+    # -- declaring -----------------------------------------------------------------------------------------------
+
+    def configure(
+        self,
+        *,
+        store: str | None = None,
+        database: str | None = None,
+        mail: str | None = None,
+        env: Mapping[str, str | None] | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        """Changes what was given at construction; what is not given stays.
+
+        Raises:
+            InvalidStateError: The app is open.
+        """
+        if self._stack is not None:
+            raise InvalidStateError(f"app {self.name!r} is open: configure it before")
+        self._store_url = store or self._store_url
+        self._database_url = database or self._database_url
+        self._mail_url = mail or self._mail_url
+        self._env = self._env if env is None else dict(env)
+        self._settings = settings or self._settings
+
+    def service(
+        self, *, scope: str, name: str | None = None, provides: type | None = None, client: bool = False
+    ) -> Callable[[F], F]:
+        """Declares a service; the function's name is its own unless another is given.
+
+        Args:
+            scope: app, workflow, run (one per root workspace) or transient.
+            name: What it is asked for by.
+            provides: Its type, where the function's annotation does not say.
+            client: Recorded for clients.
+
+        Raises:
+            DuplicateKeyError: The id is taken or reserved.
+        """
+
+        def declare(factory: F) -> F:
+            key = name or factory.__name__
+            self._registry.add(Recipe(key, factory, parse(scope), provides=provides, client=client))
+            return factory
+
+        return declare
+
+    def piece(
+        self,
+        integration: str,
+        *,
+        every_seconds: float = 60,
+        timeout_seconds: float = 600,
+        accounting: str = "join",
+    ) -> Callable[[F], F]:
+        """Declares how pieces of an integration are updated, in their space's own process.
+
+        Args:
+            integration: What pieces name.
+            every_seconds: From the end of one update to the next.
+            timeout_seconds: After that an update is stopped, for real.
+            accounting: "join" awaits tasks that an update left behind, "strict" fails the update for them.
+
+        Raises:
+            DuplicateKeyError: There is such an integration.
+            ValidationError: A number is not positive, or accounting is neither.
+        """
+        for what, seconds in (("every_seconds", every_seconds), ("timeout_seconds", timeout_seconds)):
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+                raise ValidationError(f"piece {integration!r}: {what} has to be a positive number, not {seconds!r}")
+        if accounting not in {"join", "strict"}:
+            raise ValidationError(f"piece {integration!r}: accounting is 'join' or 'strict', not {accounting!r}")
+
+        def declare(fn: F) -> F:
+            if integration in self._definitions:
+                raise DuplicateKeyError(f"there is a piece {integration!r} already: name another", key=integration)
+            self._definitions[integration] = PieceDefinition(
+                integration=integration,
+                fn=fn,
+                every_seconds=every_seconds,
+                timeout_seconds=timeout_seconds,
+                accounting="strict" if accounting == "strict" else "join",
+            )
+            return fn
+
+        return declare
+
+    def workflow(self, workflow: Workflow, *, mode: Mode | None = None) -> Workflow:
+        """Declares a workflow: registered when the app opens.
+
+        Args:
+            workflow: The definition.
+            mode: How many runs may be live; Transient() when omitted.
+
+        Raises:
+            DuplicateKeyError: A workflow of that id is declared.
+            InvalidStateError: The app is open: use `app.runtime.register`.
+        """
+        if self._parts is not None:
+            raise InvalidStateError(f"app {self.name!r} is open: await app.runtime.register({workflow.id!r}, …)")
+        if any(workflow.id == other.id for other, _ in self._workflows):
+            raise DuplicateKeyError(f"there is a workflow {workflow.id!r} already: name another", key=workflow.id)
+        self._workflows.append((workflow, mode))
+        return workflow
+
+    # -- what a workspace needs ----------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """The numbers in force."""
+        return self._opened(self._opened_settings)
+
+    @property
+    def container(self) -> Container:
+        """The services of scope app."""
+        return self._opened(self._container)
+
+    @property
+    def threads(self) -> SyncThreads:
+        """Where synchronous functions run."""
+        return self._opened(self._threads)
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """Who owns the children that nobody awaits."""
+        return self._opened(self._supervisor)
+
+    @property
+    def environment(self) -> str:
+        """PIECEWORK_ENV, else development."""
+        return os.environ.get("PIECEWORK_ENV", "development")
+
+    # -- what is open --------------------------------------------------------------------------------------------
+
+    @property
+    def runtime(self) -> Runtime:
+        """Workflows and runs."""
+        return self._opened(self._parts).runtime
+
+    @property
+    def pieces(self) -> PieceService:
+        """Pieces."""
+        return self._opened(self._parts).pieces
+
+    @property
+    def store(self) -> SqliteStore:
+        """The store."""
+        return self._opened(self._parts).store
+
+    @property
+    def spaces(self) -> Spaces:
+        """The workers of spaces."""
+        return self._opened(self._parts).spaces
+
+    @property
+    def node(self) -> Node:
+        """The node that runs runs."""
+        return self._opened(self._parts).node
+
+    @property
+    def node_id(self) -> str:
+        """What names this node in the store."""
+        return self.node.node_id
+
+    @property
+    def integrations(self) -> list[str]:
+        """The integrations that pieces may name."""
+        return list(self._definitions)
+
+    async def publish(
+        self,
+        type: str,  # noqa: A002 - the word of the field
+        payload: dict[str, Any] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002 - as in CloudEvents
+        space: str | None = None,
+    ) -> Receipt:
+        """Publishes an event and returns when it, and all that follows from it at once, is durable.
+
+        Args:
+            type: A dotted name.
+            payload: A mapping of JSON values.
+            id: Names this very occurrence: a second event of the same id is a duplicate.
+            space: The tenant, or None.
+
+        Raises:
+            ValidationError: Something of it is not acceptable; nothing was stored.
+            ClosedError: The app is not open.
+        """
+        payload = {} if payload is None else payload
+        if self._ask is not None:
+            answer = await self._ask("publish", {"type": type, "payload": payload, "id": id, "space": space})
+            return Receipt(answer["event_id"], [DispatchResult(**result) for result in answer["dispatched"]])
+        return await self._opened(self._parts).intake.publish(Event(type, payload, id=id, space=space))
+
+    async def enqueue(
+        self,
+        name: str,
+        args: dict[str, Any],
+        *,
+        run_id: str | None = None,
+        delay_seconds: float | None = None,
+        space: str | None = None,
+    ) -> str:
+        """Queues a job and returns its run id when it is durable; the same `run_id` twice is one run.
+
+        Raises:
+            NotFoundError: There is no such job.
+            ValidationError: The arguments are not JSON.
+        """
+        if self._ask is not None:
+            told = {"name": name, "args": args, "run_id": run_id, "delay_seconds": delay_seconds, "space": space}
+            answer: str = await self._ask("enqueue", told)
+            return answer
+        parts = self._opened(self._parts)
+        parts.jobs.check(name)
+        due_at = None if delay_seconds is None else self.clock.now() + micros(delay_seconds)
+        queued = await parts.intake.enqueue("job", name, args, run_id=run_id, space=space, due_at=due_at)
+        return queued.run_id
+
+    def workspace(
+        self,
+        *,
+        space: str | None = None,
+        user: Any = None,
+        params: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> AbstractAsyncContextManager[Workspace]:
+        """Opens a fresh workspace with `async with`.
+
+        Args:
+            space: The tenant.
+            user: What `ws.user` is.
+            params: What `ws.params` is.
+            key: The idempotency key, where the same work may be done again.
+        """
+        return open_workspace(self, space=space, user=user, params=params, key=key)
+
+    async def run_in_new_workspace(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Calls a function in a fresh workspace; see `Workspace.run_in_new_workspace`."""
+        return await run_in_new_workspace(self, fn, args, kwargs)
+
+    def spawn_in_new_workspace(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Handle:
+        """Starts a function in a fresh workspace, supervised; see `Workspace.spawn_in_new_workspace`."""
+        return spawn_in_new_workspace(self, fn, args, kwargs)
+
+    async def map_in_workspaces(self, fn: Callable[..., Any], items: Iterable[Any], *, limit: int = 10) -> list[Any]:
+        """Calls a function for each item, each in a fresh workspace; see `Workspace.map_in_workspaces`."""
+        return await map_in_workspaces(self, fn, items, limit=limit)
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Opens a node: takes the store, continues what was left, starts to run what is due.
+
+        Raises:
+            StoreError: The store cannot be opened, or somebody else has it.
+            AppImportError: There are pieces, and the app cannot be imported in another process.
+            InvalidStateError: It is open already.
+        """
+        if self._stack is not None:
+            raise InvalidStateError(f"app {self.name!r} is open already")
+        self._stack = AsyncExitStack()
+        try:
+            await self._open_node(self._stack)
+        except BaseException:
+            await self._close(*sys.exc_info())
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets runs end for a while, interrupts the rest (the next node continues them), and closes everything."""
+        await self._close(exc_type, error, trace)
+
+    @asynccontextmanager
+    async def worker_side(
+        self, init: protocol.Init, ask: Callable[[str, dict[str, Any]], Awaitable[Any]]
+    ) -> AsyncIterator[WorkerSide]:
+        """Opens what updates need inside a worker: services and the application's database, never the store.
+
+        Args:
+            init: What is in force on the node; it wins over the module's own values.
+            ask: Asks the node.
+        """
+        self._ask = ask
+        self._database_url = init.database
+        self._env = {**init.env} if self._env is not None else None
+        self._sender = init.sender
+        self.config = init.config
+        self._stack = AsyncExitStack()
+        try:
+            settings = Settings(**{**init.settings, "database_pool_size": 2})
+            await self._open_services(self._stack, settings)
+            yield WorkerSide(self, self._definitions)
+        finally:
+            await self._close(*sys.exc_info())
+            self._ask = None
+
+    async def _close(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.__aexit__(exc_type, error, trace)
+
+    async def _open_services(self, stack: AsyncExitStack, settings: Settings) -> None:
+        self._opened_settings = settings
+        self._threads = SyncThreads(settings.sync_threads_limit)
+        stack.callback(self._threads.close)
+        self._container = Container(
+            "app",
+            id=self.name,
+            level=Scope.APP,
+            registry=self._registry,
+            close_timeout_seconds=settings.close_timeout_seconds,
+        )
+        stack.push_async_exit(self._container)
+        self._supervisor = Supervisor()
+        stack.push_async_callback(self._supervisor.drain, settings.close_timeout_seconds)
+        stack.push_async_callback(self.bus.drain)
+        await self._container.ready()
+
+    async def _open_node(self, stack: AsyncExitStack) -> None:
+        settings = self._settings or Settings.load()
+        target = self._import_target() if self._definitions else None
+        store = SqliteStore(sqlite_path(self._store_url or default_store()).absolute())
+        transport = transport_for(self._mail_url or os.environ.get("PIECEWORK_MAIL") or "outbox:")
+        self._sender = transport.sender
+        await store.open()
+        stack.push_async_callback(store.close)
+        _set_switch_interval(stack, settings)
+        parts = self._wire(store, settings, transport)
+        await self._open_services(stack, settings)
+        if target is not None:
+            await self._start_zygote(stack, target)
+        # Closed from the bottom up: runs, their workers, what was spawned, the workflows' services.
+        stack.callback(self._forget_parts)
+        self._parts = parts
+        stack.push_async_callback(parts.runtime.stop)
+        stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
+        stack.push_async_callback(parts.spaces.stop)
+        parts.spaces.start()
+        stack.push_async_callback(parts.node.stop, settings.close_timeout_seconds)
+        for workflow, mode in self._workflows:
+            await parts.runtime.register(workflow, mode=mode)
+        self.bus.connect(parts.intake.publish)
+        stack.callback(self.bus.connect, None)
+        await parts.node.start()
+        stack.push_async_callback(parts.link.stop)
+        store.lock.describe(socket=str(await parts.link.start()))
+        signals.emit(signals.NODE_STARTED, node_id=parts.node.node_id, store=store.url, pid=os.getpid())
+
+    def _wire(self, store: SqliteStore, settings: Settings, transport: Transport) -> _Parts:
+        news = News()
+        catalogue = Catalogue()
+        executor = Executor(
+            self,
+            catalogue,
+            crash_limit=settings.crash_limit,
+            abort_grace_seconds=settings.abort_grace_seconds,
+            payload_limit_bytes=settings.payload_limit_bytes,
+        )
+        spaces = Spaces(self._make_controller, settings, self.clock)
+        pieces = PieceKind(self._definitions, spaces, settings)
+        jobs = Jobs({JOB: Mailing(transport, settings.mail_retry_seconds)}, lambda: node)
+        kinds: dict[str, Kind] = {kind.name: kind for kind in (executor, pieces, jobs)}
+        node = Node(new_id(), store, kinds, self.clock, news)
+        executor.attach(node)
+        pieces.attach(node)
+        self._on_worker_log = pieces.on_log
+        intake = Intake(store, kinds, node, self.bus, self.clock, settings)
+        env = os.environ if self._env is None else self._env
+        return _Parts(
+            store=store,
+            node=node,
+            intake=intake,
+            runtime=Runtime(self, store, node, intake, executor, catalogue, self.clock, env),
+            pieces=PieceService(self._definitions, store, node, self.clock, spaces),
+            jobs=jobs,
+            spaces=spaces,
+            link=LinkServer(Desk(self).answer, beside=store.path),
+        )
+
+    def _forget_parts(self) -> None:
+        self._parts = None
+
+    # -- workers -------------------------------------------------------------------------------------------------
+
+    async def _start_zygote(self, stack: AsyncExitStack, target: tuple[str, str | None]) -> None:
+        path, main_path = target
+        paths = [entry or str(Path.cwd()) for entry in sys.path]
+        self._make_zygote = partial(Zygote, path, paths=paths, main_path=main_path, on_output=_show_output)
+        self._zygote = self._make_zygote()
+        await self._zygote.start()
+        stack.push_async_callback(self._stop_zygote)
+
+    async def _stop_zygote(self) -> None:
+        await self._zygote.stop()
+
+    async def _make_controller(self, space: str) -> Controller:
+        if not self._zygote.alive:
+            signals.emit(signals.NODE_TROUBLE, level="error", what="the zygote has ended; another one starts")
+            await self._zygote.stop()
+            self._zygote = self._make_zygote()
+            await self._zygote.start()
+        settings = self.settings
+        differing = {
+            name: getattr(settings, name)
+            for name in Settings.__slots__
+            if getattr(settings, name) != getattr(Settings(), name)
+        }
+        init = protocol.Init(
+            space=space,
+            env={key: value for key, value in (self._env or {}).items() if value is not None},
+            database=self._database_address(),
+            settings=differing,
+            config=dict(self.config),
+            sender=self._sender,
+        )
+        desk = Desk(self)
+
+        async def answer(op: str, args: dict[str, Any], _run_id: str | None) -> Any:
+            return await desk.answer_worker(op, args, space=space)
+
+        return Controller(
+            self._zygote, space, init, settings, on_ask=answer, on_log=lambda line: self._on_worker_log(line, space)
+        )
+
+    def _import_target(self) -> tuple[str, str | None]:
+        """Where another process finds this app: "module:attribute", and the script's path when it is `__main__`."""
+        if self.import_path is not None:
+            return self.import_path, None
+        for name in (self._made_in, *sys.modules):
+            module = sys.modules.get(name)
+            for attribute, value in list(vars(module).items()) if module is not None else ():
+                if value is self:
+                    main_path = getattr(module, "__file__", None) if name == "__main__" else None
+                    if name == "__main__" and main_path is None:
+                        break
+                    return f"{name}:{attribute}", main_path
+        raise AppImportError(
+            f"app {self.name!r} has pieces, but no module has it as an attribute, so a worker process cannot import it:"
+            " assign it at module level, or give App(import_path='package.module:app')",
+            app=self.name,
+        )
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _add_built_in_services(self) -> None:
+        add = self._registry.add
+        add(Recipe("application_database", self._open_database, Scope.APP, provides=Database))
+        add(Recipe("database", _workspace_database, Scope.RUN, provides=WorkspaceDatabase))
+        add(Recipe("send_mail", self._send_mail, Scope.TRANSIENT, provides=SendMail))
+        add(Recipe("__env__", self._env_service, Scope.APP, provides=EnvService), internal=True)
+
+    def _database_address(self) -> str | None:
+        url = self._database_url or os.environ.get("PIECEWORK_DATABASE")
+        prefix = "sqlite:///"
+        return f"{prefix}{Path(url[len(prefix) :]).absolute()}" if url and url.startswith(prefix) else url
+
+    def _open_database(self, ctx: Any) -> Database:
+        url = self._database_address()
+        if url is None:
+            raise ValidationError(
+                f"app {self.name!r} has no database: give App(database='sqlite:///FILE') or set PIECEWORK_DATABASE"
+            )
+        database = Database(url, pool_size=self.settings.database_pool_size)
+        ctx.on_cleanup(database.close)
+        return database
+
+    def _send_mail(self, ctx: Any) -> SendMail:
+        ws: Workspace = ctx.workspace
+
+        async def enqueue(name: str, args: dict[str, Any], /, *, run_id: str) -> str:
+            return await self.enqueue(name, args, run_id=run_id, space=ws.space)
+
+        return SendMail(enqueue, sender=self._sender, key=ws.key)
+
+    def _env_service(self) -> EnvService:
+        return EnvService(os.environ if self._env is None else self._env)
+
+    def _opened(self, part: T | None) -> T:
+        if part is None:
+            raise ClosedError(f"app {self.name!r} is not open: use it inside `async with app:`")
+        return part
+
+
+class WorkerSide:
+    """What a worker uses of the app.
+
+    Args:
+        app: The app, opened by `worker_side`.
+        definitions: Its pieces.
+    """
+
+    def __init__(self, app: App, definitions: Mapping[str, PieceDefinition]) -> None:
+        self._app = app
+        self._definitions = definitions
+
+    def piece(self, integration: str) -> PieceDefinition:
+        """How pieces of an integration are updated.
+
+        Raises:
+            NotFoundError: With near names.
+        """
+        if integration not in self._definitions:
+            raise NotFoundError.among("integration", integration, self._definitions)
+        return self._definitions[integration]
+
+    def workspace(
+        self, *, space: str, key: str, params: dict[str, Any] | None = None
+    ) -> AbstractAsyncContextManager[Workspace]:
+        """A fresh workspace of a space."""
+        return open_workspace(self._app, space=space, key=key, run_id=key, params=params)
+
+
+def _workspace_database(ctx: Any, application_database: Database) -> WorkspaceDatabase:
+    ws: Workspace = ctx.workspace
+    return WorkspaceDatabase(application_database, closed=lambda: ws.closed, workspace_id=ws.id)
+
+
+def _show_output(line: str, space: str | None) -> None:
+    """What a worker prints goes to the node's log, line by line."""
+    _worker_log.info(line, space=space)
+
+
+def _set_switch_interval(stack: AsyncExitStack, settings: Settings) -> None:
+    if settings.switch_interval_seconds is not None:
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(settings.switch_interval_seconds)

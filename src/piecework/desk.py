@@ -1,0 +1,396 @@
+"""The desk: what a process that is not the node may ask for, in JSON values. One name, one checked form, one answer.
+
+The command line reaches it over the link, workers over their own channel, where only `WORKER_OPS` are answered and
+the space is always the worker's own. It decides nothing: every answer is what the app's own call came to.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+import msgspec
+
+from piecework.errors import NotFoundError, ValidationError
+from piecework.process import protocol
+from piecework.run.folds import decide_resume
+from piecework.store.items import Resume
+from piecework.store.values import encode_mapping
+from piecework.store.verbs.runs import resume
+
+if TYPE_CHECKING:
+    from piecework.clock import Clock
+    from piecework.config import Settings
+    from piecework.run.intake import Receipt
+    from piecework.run.node import Node
+    from piecework.space.manager import Spaces
+    from piecework.space.service import PieceService
+    from piecework.store.contract import Store
+    from piecework.workflow.runtime import Runtime
+
+WORKER_OPS = frozenset({"publish", "enqueue"})
+"""What a worker may ask for; the rest is for people."""
+
+_SHOWN_RUNS = 10
+
+Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class OpenApp(Protocol):
+    """What the desk needs of the app; there while it is open."""
+
+    name: str
+    clock: Clock
+
+    @property
+    def node(self) -> Node:
+        """What runs runs."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Where they are."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """The numbers in force."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """Workflows and runs."""
+        ...
+
+    @property
+    def pieces(self) -> PieceService:
+        """Pieces."""
+        ...
+
+    @property
+    def spaces(self) -> Spaces:
+        """The workers of spaces."""
+        ...
+
+    @property
+    def integrations(self) -> list[str]:
+        """The integrations that pieces may name."""
+        ...
+
+    async def publish(self, type: str, payload: dict[str, Any], *, id: str | None, space: str | None) -> Receipt:  # noqa: A002 - the words of the field
+        """Publishes an event."""
+        ...
+
+    async def enqueue(
+        self, name: str, args: dict[str, Any], *, run_id: str | None, delay_seconds: float | None, space: str | None
+    ) -> str:
+        """Queues a job."""
+        ...
+
+
+class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an op is asked with; `op` is its name."""
+
+    op: ClassVar[str]
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Does what is asked and tells what came of it."""
+        raise NotImplementedError
+
+
+class Publish(Form, frozen=True):
+    """Publishes an event: `{event_id, dispatched}`."""
+
+    op: ClassVar[str] = "publish"
+    type: str
+    payload: dict[str, Any] = {}
+    id: str | None = None
+    space: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Returns when the event is durable."""
+        return await app.publish(self.type, self.payload, id=self.id, space=self.space)
+
+
+class Enqueue(Form, frozen=True):
+    """Queues a job: its run id."""
+
+    op: ClassVar[str] = "enqueue"
+    name: str
+    args: dict[str, Any] = {}
+    run_id: str | None = None
+    delay_seconds: float | None = None
+    space: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Returns when the job is durable."""
+        return await app.enqueue(
+            self.name, self.args, run_id=self.run_id, delay_seconds=self.delay_seconds, space=self.space
+        )
+
+
+class ListRuns(Form, frozen=True):
+    """Lists runs, the newest first: `{items, next_cursor}`."""
+
+    op: ClassVar[str] = "runs.list"
+    status: str | None = None
+    workflow: str | None = None
+    space: str | None = None
+    kind: str | None = None
+    limit: Limit = 50
+    cursor: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Looks for one more than is asked for, to know whether there are more."""
+        found = await app.runtime.list_all_runs(
+            status=self.status,
+            workflow=self.workflow,
+            space=self.space,
+            kind=self.kind,
+            limit=self.limit + 1,
+            cursor=self.cursor,
+        )
+        items = found[: self.limit]
+        return _page(items, next_cursor=items[-1].run_id if len(found) > self.limit else None)
+
+
+class ShowRun(Form, frozen=True):
+    """Shows a run: its RunInfo and its `state`."""
+
+    op: ClassVar[str] = "runs.show"
+    run_id: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Both are as of the last commit."""
+        info = msgspec.to_builtins(await app.runtime.get(self.run_id))
+        return info | {"state": await app.runtime.state(self.run_id)}
+
+
+class RunTimeline(Form, frozen=True):
+    """Lists what happened to a run, oldest first: `{items, next_cursor}`."""
+
+    op: ClassVar[str] = "runs.timeline"
+    run_id: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """All of it."""
+        return _page(await app.runtime.timeline(self.run_id))
+
+
+class ResumeRun(Form, frozen=True):
+    """Wakes a paused run: `{run_id, status, state, waiting_for}` of where it came to, or `{run_id, status}` at once.
+
+    Attributes:
+        patch: Merged into the run's state.
+        wait: Answer only when the run has completed, failed or paused again.
+    """
+
+    op: ClassVar[str] = "runs.resume"
+    run_id: str
+    patch: dict[str, Any] = {}
+    wait: bool = True
+
+    async def answer(self, app: OpenApp) -> Any:
+        """A run that failed meanwhile raises its error."""
+        if self.wait:
+            value = (await app.runtime.resume(self.run_id, self.patch)).unwrap()
+            return {"run_id": self.run_id} | msgspec.to_builtins(value)
+        encode_mapping(self.patch, what="the patch", limit_bytes=app.settings.payload_limit_bytes)
+        item = Resume(run_id=self.run_id, reason="manual", patch=self.patch)
+        await app.store.run(resume, item, decide_resume, app.clock.now())
+        app.node.wake()
+        return {"run_id": self.run_id, "status": (await app.runtime.get(self.run_id)).status}
+
+
+class AbortRun(Form, frozen=True):
+    """Aborts a run: `{run_id, aborted}`; false when it had ended already."""
+
+    op: ClassVar[str] = "runs.abort"
+    run_id: str
+    reason: str = "aborted by an operator"
+
+    async def answer(self, app: OpenApp) -> Any:
+        """A running one ends as soon as its steps let go."""
+        return {"run_id": self.run_id, "aborted": await app.runtime.abort(self.run_id, self.reason)}
+
+
+class AddPiece(Form, frozen=True):
+    """Registers a piece: its PieceRecord, and whether it is `added` or was there."""
+
+    op: ClassVar[str] = "pieces.add"
+    space: str
+    piece_id: str
+    integration: str
+    config: dict[str, Any] = {}
+    every_seconds: float | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Its first update is due at once."""
+        added = await app.pieces.register(
+            space=self.space,
+            piece_id=self.piece_id,
+            integration=self.integration,
+            config=self.config,
+            every_seconds=self.every_seconds,
+        )
+        record = msgspec.to_builtins(await app.pieces.get(self.space, self.piece_id))
+        return record | {"added": added}
+
+
+class ListPieces(Form, frozen=True):
+    """Lists pieces: `{items, next_cursor}`."""
+
+    op: ClassVar[str] = "pieces.list"
+    space: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """All of them."""
+        return _page(await app.pieces.list(space=self.space))
+
+
+class ShowPiece(Form, frozen=True):
+    """Shows a piece: its PieceRecord and its latest `runs`."""
+
+    op: ClassVar[str] = "pieces.show"
+    space: str
+    piece_id: str
+    limit: Limit = _SHOWN_RUNS
+
+    async def answer(self, app: OpenApp) -> Any:
+        """The newest run first."""
+        record = msgspec.to_builtins(await app.pieces.get(self.space, self.piece_id))
+        runs = await app.pieces.runs(self.space, self.piece_id, limit=self.limit)
+        return record | {"runs": msgspec.to_builtins(runs)}
+
+
+class RunPiece(Form, frozen=True):
+    """Makes a piece's update due now: its RunInfo.
+
+    Attributes:
+        wait: Answer only when the update has ended.
+    """
+
+    op: ClassVar[str] = "pieces.run"
+    space: str
+    piece_id: str
+    wait: bool = True
+
+    async def answer(self, app: OpenApp) -> Any:
+        """An update that is under way is that update."""
+        return await app.pieces.run_now(self.space, self.piece_id, wait=self.wait)
+
+
+class Info(Form, frozen=True):
+    """Tells about the node: who it is, what it knows, what it does, its workers."""
+
+    op: ClassVar[str] = "info"
+
+    async def answer(self, app: OpenApp) -> Any:
+        """As of now."""
+        return {
+            "app": app.name,
+            "node_id": app.node.node_id,
+            "pid": os.getpid(),
+            "store": app.store.url,
+            "versions": _versions(),
+            "in_flight": app.node.in_flight,
+            "workflows": app.runtime.list_workflows(),
+            "integrations": app.integrations,
+            "spaces": _workers(app.spaces),
+        }
+
+
+_FORMS: dict[str, type[Form]] = {
+    form.op: form
+    for form in (
+        Publish,
+        Enqueue,
+        ListRuns,
+        ShowRun,
+        RunTimeline,
+        ResumeRun,
+        AbortRun,
+        AddPiece,
+        ListPieces,
+        ShowPiece,
+        RunPiece,
+        Info,
+    )
+}
+
+
+class Desk:
+    """Answers what is asked of a node.
+
+    Args:
+        app: The app that is, or will be, open; asking a closed one raises CLOSED.
+    """
+
+    def __init__(self, app: OpenApp) -> None:
+        self._app = app
+
+    async def answer(self, op: str, args: dict[str, Any]) -> Any:
+        """Does what is asked and tells what came of it as JSON values; moments are ISO 8601 texts in UTC.
+
+        Args:
+            op: What is asked for, such as `runs.list`.
+            args: With what: the fields of that op's form.
+
+        Raises:
+            NotFoundError: There is no such op.
+            ValidationError: A field is unknown, missing or of the wrong type; the message names it.
+            PieceworkError: What the app's own call raises.
+        """
+        form = _FORMS.get(op)
+        if form is None:
+            raise NotFoundError.among("operation", op, _FORMS)
+        try:
+            asked = msgspec.convert(args, form)
+        except msgspec.ValidationError as error:
+            raise ValidationError(f"{op}: {error}", op=op) from error
+        return msgspec.to_builtins(await asked.answer(self._app))
+
+    async def answer_worker(self, op: str, args: dict[str, Any], *, space: str) -> Any:
+        """Like `answer`, for the worker of a space: only `WORKER_OPS`, and always in its own space.
+
+        Args:
+            op: What the worker asks for.
+            args: With what; a space that it names itself is not believed.
+            space: Whose worker it is.
+
+        Raises:
+            NotFoundError: A worker may not ask for that.
+            PieceworkError: As of `answer`.
+        """
+        if op not in WORKER_OPS:
+            raise NotFoundError.among("operation", op, WORKER_OPS, hint="Workers may ask for no other")
+        return await self.answer(op, args | {"space": space})
+
+
+def _page(items: list[Any], *, next_cursor: str | None = None) -> dict[str, Any]:
+    return {"items": msgspec.to_builtins(items), "next_cursor": next_cursor}
+
+
+def _versions() -> dict[str, Any]:
+    import piecework
+
+    return {
+        "piecework": piecework.__version__,
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "frames": protocol.VERSION,
+    }
+
+
+def _workers(spaces: Spaces) -> list[dict[str, Any]]:
+    return [
+        {
+            "space": manager.space,
+            "pid": None if manager.controller is None else manager.controller.pid,
+            "runs": manager.users,
+            "restarts": max(manager.restarts, 0),
+        }
+        for manager in spaces.managers()
+    ]

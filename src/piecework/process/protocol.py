@@ -1,0 +1,363 @@
+"""Frames: length-prefixed msgpack maps between processes, versioned, bounded and schema checked.
+
+A frame is four bytes (its length, big endian) and one msgpack map whose `type` names a message below and whose other
+keys are that message's fields, no more and no fewer than it allows. Anything else ends the connection with a
+`ProtocolError`: after a malformed frame nothing that follows can be trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from piecework import errors
+from piecework.errors import ClosedError, PieceworkError, ProtocolError, RemoteError, ValidationError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+VERSION = 1
+FRAME_LIMIT_BYTES = 17 * 1024 * 1024
+_HEADER = struct.Struct(">I")
+_BUFFER_BYTES = 64 * 1024
+_encoder = msgspec.msgpack.Encoder()
+
+M = TypeVar("M")
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag=str.lower):
+    """What one frame carries; its `type` is the class's name in small letters."""
+
+
+class Hello(Message, frozen=True):
+    """The first word of a peer: which version of the frames it speaks, and its own idea of its pid."""
+
+    version: int
+    pid: int
+
+
+class Init(Message, frozen=True):
+    """What is in force on the node; it wins over the module's own values.
+
+    Attributes:
+        space: The tenant that this worker is for.
+        env: The application's and the space's environment layers, merged.
+        database: URL of the application's database, or None.
+        settings: Fields of `Settings` that differ from their defaults.
+        config: The application's `config`.
+        sender: The address that its mails come from, or None.
+    """
+
+    space: str
+    env: dict[str, str] = {}
+    database: str | None = None
+    settings: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    sender: str | None = None
+
+
+class Ready(Message, frozen=True):
+    """The worker takes runs from here on."""
+
+
+class Run(Message, frozen=True):
+    """One update to carry out.
+
+    Attributes:
+        run_id: Which run.
+        epoch: Which owner of it; comes back with the result.
+        attempt: Counts from 1.
+        piece_id: Which piece.
+        integration: Which definition of the worker's app carries it out.
+        config: The piece's configuration.
+        state: Its state as of the last commit.
+        deadline_seconds: How long it may take from now on.
+        idempotency_key: The same for every attempt.
+    """
+
+    run_id: str
+    epoch: int
+    attempt: int
+    piece_id: str
+    integration: str
+    deadline_seconds: float
+    idempotency_key: str
+    config: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+
+
+class Cancel(Message, frozen=True):
+    """Stop that run; its result comes only when nothing of it is left.
+
+    Attributes:
+        run_id: Which run.
+        reason: Why, as an error code: TIMEOUT or ABORTED.
+    """
+
+    run_id: str
+    reason: str
+
+
+class Stop(Message, frozen=True):
+    """Cancel what is under way, close everything and exit; no more results."""
+
+
+class Result(Message, frozen=True):
+    """What became of a run: own result, children joined, workspace closed.
+
+    Attributes:
+        run_id: Which run.
+        epoch: Its owner's, as it came.
+        outcome: The verdict's `name` and fields.
+        state: The piece's state after it; None when it failed.
+    """
+
+    run_id: str
+    epoch: int
+    outcome: dict[str, Any]
+    state: dict[str, Any] | None = None
+
+
+class Log(Message, frozen=True):
+    """A log line of user code.
+
+    Attributes:
+        level: debug, info, warning or error.
+        message: What happened.
+        fields: JSON values that belong to it.
+        run_id: The run that wrote it, where known.
+    """
+
+    level: str
+    message: str
+    fields: dict[str, Any] = {}
+    run_id: str | None = None
+
+
+class Fatal(Message, frozen=True):
+    """The worker cannot go on, and says why: `type`, `code`, `message` and `trace`."""
+
+    error: dict[str, Any]
+
+
+class Ask(Message, frozen=True):
+    """A question to the other side.
+
+    Attributes:
+        id: Comes back with the reply; unique on this connection and direction.
+        op: What is asked for.
+        args: With what.
+        run_id: The run that asks, where there is one.
+    """
+
+    id: int
+    op: str
+    args: dict[str, Any] = {}
+    run_id: str | None = None
+
+
+class Reply(Message, frozen=True):
+    """The answer: a value, or an error as `errors.describe` tells it."""
+
+    id: int
+    value: Any = None
+    error: dict[str, Any] | None = None
+
+
+ToWorker = Init | Run | Cancel | Stop | Reply
+"""What a node sends to a worker."""
+ToNode = Hello | Ready | Result | Log | Ask | Fatal
+"""What a worker sends to its node."""
+
+
+def revive(error: dict[str, Any]) -> PieceworkError:
+    """Turns a described error of a peer back into one to raise: its own class where it is ours, else `RemoteError`.
+
+    Args:
+        error: `type`, `code` and `message`, perhaps `trace`.
+    """
+    name, message = str(error.get("type", "")), str(error.get("message", ""))
+    own = (
+        getattr(errors, name.removeprefix("piecework.errors."), None) if name.startswith("piecework.errors.") else None
+    )
+    if isinstance(own, type) and issubclass(own, PieceworkError):
+        return own(message)
+    return RemoteError(
+        f"{name}: {message}", type=name, trace=str(error.get("trace", "")), remote_code=error.get("code")
+    )
+
+
+class Channel(asyncio.BufferedProtocol, Generic[M]):
+    """One end of a connection: sends messages, hands each one received to `on_message`.
+
+    Open it on a connected socket with `open`, or give `Channel(...)` to a server as what its factory returns.
+
+    Args:
+        types: The union of messages that may come in.
+        on_message: Called on the loop with each of them, in order. An exception that it raises ends the connection.
+        on_closed: Called once: None after an orderly end, else why it ended.
+        limit_bytes: The largest frame, in both directions.
+    """
+
+    def __init__(
+        self,
+        types: Any,
+        on_message: Callable[[M], None],
+        on_closed: Callable[[Exception | None], None],
+        *,
+        limit_bytes: int = FRAME_LIMIT_BYTES,
+    ) -> None:
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(types)
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._limit = limit_bytes
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._filled = 0
+        self._transport: asyncio.Transport | None = None
+        self._ended = False
+        self._failure: Exception | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    @classmethod
+    async def open(
+        cls,
+        sock: socket.socket,
+        types: Any,
+        on_message: Callable[[M], None],
+        on_closed: Callable[[Exception | None], None],
+        *,
+        limit_bytes: int = FRAME_LIMIT_BYTES,
+    ) -> Channel[M]:
+        """Takes a connected stream socket over and starts to read from it; arguments as of the class."""
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        _, channel = await loop.create_connection(
+            lambda: cls(types, on_message, on_closed, limit_bytes=limit_bytes), sock=sock
+        )
+        return channel
+
+    @property
+    def closed(self) -> bool:
+        """True when nothing can be sent any more."""
+        return self._ended or self._transport is None or self._transport.is_closing()
+
+    def send(self, message: Message) -> None:
+        """Queues one message; `drain` waits until the peer keeps up.
+
+        Raises:
+            ClosedError: The connection has ended.
+            ValidationError: The message is larger than a frame may be, or holds what msgpack cannot carry.
+        """
+        if self.closed or self._transport is None:
+            raise ClosedError(f"a {type(message).__name__} cannot be sent: the connection has ended")
+        try:
+            frame = _encoder.encode(message)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ValidationError(f"a {type(message).__name__} holds what a frame cannot carry: {error}") from error
+        if len(frame) > self._limit:
+            raise ValidationError(
+                f"a {type(message).__name__} takes {len(frame)} bytes, more than the {self._limit} of a frame: "
+                "keep large data elsewhere and send a reference"
+            )
+        self._transport.writelines((_HEADER.pack(len(frame)), frame))
+
+    async def drain(self) -> None:
+        """Waits until what was sent has mostly gone out.
+
+        Raises:
+            ClosedError: The connection has ended before.
+        """
+        await self._writable.wait()
+        if self._ended:
+            raise ClosedError("the connection ended before all was sent")
+
+    def close(self) -> None:
+        """Ends the connection after what was sent has gone out; `on_closed` follows."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop, once."""
+        self._ended = True
+        self._writable.set()
+        self._on_closed(self._failure or exc)
+
+    def pause_writing(self) -> None:
+        """Called by the loop when the peer reads too slowly."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """Called by the loop when the peer has caught up."""
+        self._writable.set()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the loop's guess; our own buffer knows better
+        """Called by the loop for room to read into."""
+        return memoryview(self._buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Called by the loop after it has read."""
+        self._filled += nbytes
+        try:
+            self._make_room(self._take_frames())
+        except Exception as error:  # noqa: BLE001 - told to on_closed: an owner that cannot read a message is done for
+            self._fail(error)
+
+    def eof_received(self) -> bool:
+        """Called by the loop when the peer has closed its end."""
+        if self._filled and self._failure is None:
+            self._failure = ProtocolError("the connection ended in the middle of a frame")
+        return False
+
+    def _take_frames(self) -> int:
+        """Hands over all whole frames; what the next one takes in all, header included, as far as it is known."""
+        start = 0
+        wanted = _HEADER.size
+        view = memoryview(self._buffer)[: self._filled]
+        while not self.closed:
+            wanted = _HEADER.size
+            if self._filled - start < wanted:
+                break
+            (length,) = _HEADER.unpack_from(view, start)
+            if not 0 < length <= self._limit:
+                raise ProtocolError(f"a frame of {length} bytes came; from 1 to {self._limit} are allowed")
+            wanted += length
+            if self._filled - start < wanted:
+                break
+            message = self._decode(view[start + _HEADER.size : start + wanted])
+            start += wanted
+            self._on_message(message)
+        if start:
+            rest = bytes(view[start:])
+            self._buffer[: len(rest)] = rest
+            self._filled = len(rest)
+        return wanted
+
+    def _decode(self, frame: memoryview) -> M:
+        try:
+            return self._decoder.decode(frame)
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            raise ProtocolError(f"a frame came that is no message of this connection: {error}") from error
+
+    def _make_room(self, wanted: int) -> None:
+        # The length that a header claims is not believed at once: the buffer only doubles as bytes really come.
+        if self._filled == len(self._buffer):
+            grown = bytearray(min(max(wanted, _BUFFER_BYTES), 2 * len(self._buffer)))
+            grown[: self._filled] = self._buffer
+            self._buffer = grown
+        elif not self._filled and len(self._buffer) > _BUFFER_BYTES:
+            self._buffer = bytearray(_BUFFER_BYTES)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,169 @@
+"""The door: an event or a call becomes runs, and the caller hears of it once it is durable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from piecework.bus.event import Event
+from piecework.errors import ValidationError
+from piecework.ids import new_id
+from piecework.run.folds import decide_accept, decide_enqueue
+from piecework.run.lifecycle import Status
+from piecework.store.items import Accept, Accepted, DispatchResult, Enqueue, Enqueued
+from piecework.store.records import EventRow, Run
+from piecework.store.values import check_identifier, encode_mapping
+from piecework.store.verbs.accept import accept
+from piecework.store.verbs.runs import enqueue
+from piecework.telemetry import signals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from piecework.bus.subscriptions import EventBus
+    from piecework.clock import Clock
+    from piecework.config import Settings
+    from piecework.run.kind import Kind
+    from piecework.run.node import Node
+    from piecework.store.contract import Store
+    from piecework.store.items import Accepting
+    from piecework.store.records import Wait
+
+_WORK = frozenset({"started", "resumed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What `publish` answers, once it is durable.
+
+    Attributes:
+        event_id: The event's id, made when none was given.
+        dispatched: What became of it at each trigger that it matched and at each run that waited for it.
+    """
+
+    event_id: str
+    dispatched: list[DispatchResult]
+
+
+class Intake:
+    """Takes events and enqueued runs in on a node."""
+
+    def __init__(
+        self, store: Store, kinds: Mapping[str, Kind], node: Node, bus: EventBus, clock: Clock, settings: Settings
+    ) -> None:
+        self._store = store
+        self._kinds = kinds
+        self._node = node
+        self._bus = bus
+        self._clock = clock
+        self._limit = settings.payload_limit_bytes
+        # One object for the node's whole life: events that arrive together share a transaction by it.
+        self._decide_accept = partial(decide_accept, self._matches)
+
+    async def publish(self, event: Event) -> Receipt:
+        """Makes an event durable together with everything that follows from it at once.
+
+        Raises:
+            ValidationError: Its type, id, space or payload is not acceptable; nothing was stored.
+            StoreError: It could not be written; nothing was stored.
+        """
+        item = self._accept_item(event)
+        outcome: Accepted = await self._store.run(accept, item, self._decide_accept, self._clock.now())
+        results = list(outcome.dispatched)
+        if not outcome.duplicate:
+            if any(result.outcome in _WORK for result in results):
+                self._node.wake()
+            self._tell(event, item, results)
+        return Receipt(event_id=outcome.event_id, dispatched=results)
+
+    async def enqueue(
+        self,
+        kind: str,
+        name: str,
+        args: dict[str, Any],
+        *,
+        run_id: str | None = None,
+        space: str | None = None,
+        trigger_id: str = "",
+        pipeline_id: str = "",
+        version: str | None = None,
+        due_at: int | None = None,
+    ) -> Enqueued:
+        """Makes a run that no event asked for; the same `run_id` twice is one run.
+
+        Args:
+            kind: Of the work.
+            name: The workflow's id or the job's name.
+            args: JSON values that it is given.
+            run_id: Made when not given.
+            space: The tenant; "default" when not given.
+            trigger_id: For an invoked pipeline.
+            pipeline_id: For an invoked pipeline.
+            version: Of its definition.
+            due_at: Microseconds since the epoch; None means at once.
+
+        Raises:
+            ValidationError: The args are not JSON.
+        """
+        run = Run(
+            run_id=check_identifier(run_id, "run_id") if run_id is not None else new_id(),
+            kind=kind,
+            workflow_id=name,
+            trigger_id=trigger_id,
+            pipeline_id=pipeline_id,
+            slot_key=None,
+            key_value=None,
+            space=check_identifier(space or "default", "space"),
+            status=Status.QUEUED,
+            stage=None,
+            version=version,
+            event_seq=None,
+            due_at=due_at,
+        )
+        item = Enqueue(run=run, args=encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self._limit))
+        outcome: Enqueued = await self._store.run(enqueue, item, decide_enqueue, self._clock.now())
+        self._node.wake()
+        return outcome
+
+    def _accept_item(self, event: Event) -> Accept:
+        check_identifier(event.type, "event type")
+        event_id = new_id() if event.id is None else check_identifier(event.id, "event id")
+        if event.space is not None:
+            check_identifier(event.space, "space")
+        check_payload(event.payload)
+        payload = encode_mapping(event.payload, what="payload", limit_bytes=self._limit)
+        row = EventRow(None, event_id, event.type, event.space, payload, self._clock.now())
+        routes = tuple(route for kind in self._kinds.values() for route in kind.routes(event))
+        return Accept(event=row, payload=event.payload, routes=routes)
+
+    def _matches(self, wait: Wait, entry: Accepting) -> dict[str, Any] | None:
+        for kind in self._kinds.values():
+            patch = kind.matches(wait, entry)
+            if patch is not None:
+                return patch
+        return None
+
+    def _tell(self, event: Event, item: Accept, results: list[DispatchResult]) -> None:
+        event_id = item.event.event_id
+        signals.emit(
+            signals.EVENT_ACCEPTED,
+            level="debug",
+            event_id=event_id,
+            type=event.type,
+            outcomes=[result.outcome for result in results],
+        )
+        self._bus.tell(Event(event.type, event.payload, id=event_id, space=event.space, at=item.event.accepted_at))
+
+
+def check_payload(payload: Any) -> None:
+    """Refuses payloads that would reach into a run's own state.
+
+    Raises:
+        ValidationError: It is not a mapping, or a key begins with two underscores.
+    """
+    if not isinstance(payload, dict):
+        raise ValidationError(f"payload is a {type(payload).__name__}, not a mapping: pass a dict", path="payload")
+    for key in payload:
+        if isinstance(key, str) and key.startswith("__"):
+            raise ValidationError(f"payload key {key!r} is reserved: names with two underscores are the runtime's own")

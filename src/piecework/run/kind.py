@@ -1,0 +1,42 @@
+"""What a kind of work must offer to be run here.
+
+Workflows, jobs and pieces are three; a fourth is a folder beside them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from piecework.bus.event import Event
+    from piecework.store.items import Accepting, Claimed, Route
+    from piecework.store.records import Wait
+
+
+class Kind(Protocol):
+    """A kind of work. The node calls it; it carries each run that it is given to a pause or to its end."""
+
+    @property
+    def name(self) -> str:
+        """What stands in the `kind` column of its runs."""
+        ...
+
+    def known(self) -> list[str]:
+        """The names (workflows, jobs, integrations) whose runs can be executed here; others wait."""
+        ...
+
+    def routes(self, event: Event) -> list[Route]:
+        """The triggers that an event matches. The user's predicates and keys run here, outside any transaction."""
+        ...
+
+    def matches(self, wait: Wait, entry: Accepting) -> dict[str, Any] | None:
+        """Whether an event meets a wait: the patch to resume with, or None. Pure: it runs inside a transaction."""
+        ...
+
+    async def execute(self, claimed: Claimed) -> None:
+        """Carries a claimed run to its next pause or its end, and commits what becomes of it."""
+        ...
+
+    def abort(self, run_id: str, reason: str) -> None:
+        """Tells a run that is executing here to end; unknown ids are ignored."""
+        ...

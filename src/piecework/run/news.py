@@ -1,0 +1,64 @@
+"""Who wants to know what becomes of a run, inside this process: futures that the node resolves after each commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from piecework.errors import StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class News:
+    """Announces the statuses of runs once they are durable."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Future[str]]] = defaultdict(set)
+        self._listeners: set[Callable[[str, str], None]] = set()
+        self._closed = False
+
+    def expect(self, run_id: str) -> asyncio.Future[str]:
+        """A future of the next status that is announced for a run; cancel it when it is not needed any more."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            _end(future)
+            return future
+        self._waiting[run_id].add(future)
+        future.add_done_callback(lambda done: self._forget(run_id, done))
+        return future
+
+    def listen(self, fn: Callable[[str, str], None]) -> Callable[[], None]:
+        """Calls `fn(run_id, status)` for every announcement; answers how to stop that."""
+        self._listeners.add(fn)
+        return lambda: self._listeners.discard(fn)
+
+    def announce(self, run_id: str, status: str) -> None:
+        """Tells everybody who waits for this run, and every listener."""
+        for future in list(self._waiting.get(run_id, ())):
+            if not future.done():
+                future.set_result(status)
+        for listener in list(self._listeners):
+            listener(run_id, status)
+
+    def close(self) -> None:
+        """Ends every wait with STOPPED."""
+        self._closed = True
+        for futures in list(self._waiting.values()):
+            for future in list(futures):
+                if not future.done():
+                    _end(future)
+
+    def _forget(self, run_id: str, future: asyncio.Future[str]) -> None:
+        waiting = self._waiting.get(run_id)
+        if waiting is not None:
+            waiting.discard(future)
+            if not waiting:
+                del self._waiting[run_id]
+
+
+def _end(future: asyncio.Future[str]) -> None:
+    future.set_exception(StoppedError("the node is stopping: the run goes on when a node of this store starts again"))
+    future.exception()  # marks it as seen: whoever waits gets it, and nobody is warned who does not wait any more

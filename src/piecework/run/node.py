@@ -1,0 +1,222 @@
+"""The node: takes over what a dead one left, claims what is due, hands each run to its kind, sleeps until the next.
+
+A run that is executing is a task here; a paused one is rows. With nothing due the node waits for the earliest due time
+or for somebody to wake it: there is no polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from piecework.clock import SECOND
+from piecework.errors import ClosedError, StaleEpochError, StoppedError, StoreError, StoreFullError, describe
+from piecework.run.folds import decide_claim, decide_release, decide_resume
+from piecework.store.items import Claim, Release
+from piecework.store.verbs.claim import claim
+from piecework.store.verbs.runs import due, release
+from piecework.telemetry import logs, signals
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from piecework.clock import Clock
+    from piecework.run.kind import Kind
+    from piecework.run.news import News
+    from piecework.store.contract import Decide, Store, Verb
+    from piecework.store.items import Claimed
+
+_IN_FLIGHT_LIMIT = 500
+_AT_ONCE = 100
+_LONGEST_SLEEP_SECONDS = 60.0
+_TROUBLE_PAUSE_SECONDS = 1.0
+
+
+class Node:
+    """Runs runs.
+
+    Args:
+        node_id: Names this owner in the store.
+        store: Open.
+        kinds: By their names.
+        clock: Tells the time.
+        news: Where statuses are announced.
+    """
+
+    def __init__(self, node_id: str, store: Store, kinds: Mapping[str, Kind], clock: Clock, news: News) -> None:
+        self.node_id = node_id
+        self.news = news
+        self._store = store
+        self._kinds = kinds
+        self._clock = clock
+        self._wanted = asyncio.Event()
+        self._tasks: dict[str, tuple[asyncio.Task[None], tuple[str, str]]] = {}
+        self._loop_task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def in_flight(self) -> int:
+        """How many runs are executing here."""
+        return len(self._tasks)
+
+    async def start(self) -> int:
+        """Takes over what dead owners left and begins to claim. Answers how many runs were taken over."""
+        taken = await self.take_over()
+        self._loop_task = asyncio.create_task(self._run(), name="piecework-node")
+        return taken
+
+    async def take_over(self) -> int:
+        """Takes over what dead owners left of the work that is known here; answers how many runs."""
+        taken = 0
+        while True:
+            runs = await self._claim(orphans=True)
+            taken += len(runs)
+            if len(runs) < _AT_ONCE:
+                return taken
+
+    def now(self) -> int:
+        """The wall clock: microseconds since the epoch."""
+        return self._clock.now()
+
+    def wake(self) -> None:
+        """Makes the node look for due work now."""
+        self._wanted.set()
+
+    def abort(self, run_id: str, reason: str) -> None:
+        """Tells a run that is executing here to end."""
+        for kind in self._kinds.values():
+            kind.abort(run_id, reason)
+
+    async def interrupt(self, kind: str, name: str) -> None:
+        """Interrupts the runs of one workflow, job or integration that execute here; they stay in the store."""
+        tasks = [task for task, what in self._tasks.values() if what == (kind, name)]
+        mine = [task for task in tasks if task is not asyncio.current_task()]
+        for task in mine:
+            task.cancel()
+        await asyncio.gather(*mine, return_exceptions=True)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Claims no more, lets runs go on for a while, then interrupts them: the next node continues them.
+
+        Args:
+            grace_seconds: How long runs may still go on.
+        """
+        self._stopping = True
+        self.wake()
+        if self._loop_task is not None:
+            await self._loop_task
+        tasks = [task for task, _ in self._tasks.values()]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self.news.close()
+
+    async def commit(self, verb: Verb, item: Any, decide: Decide) -> Any:
+        """Submits a run's write; waits and tries again while the disk is full.
+
+        Raises:
+            StaleEpochError: The run is somebody else's now.
+            StoreError: It could not be written for another reason.
+        """
+        pause = 0.1
+        while True:
+            try:
+                return await self._store.run(verb, item, decide, self._clock.now())
+            except StoreFullError as error:
+                signals.emit(signals.NODE_TROUBLE, level="error", what="store is full", error=error.message)
+                await self._clock.sleep(pause)
+                pause = min(pause * 2, 5.0)
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._wanted.clear()
+            try:
+                moment = await self._work_and_look_ahead()
+            except ClosedError:
+                return
+            except StoreError as error:
+                signals.emit(signals.NODE_TROUBLE, level="error", what="claiming", error=error.message)
+                moment = self._clock.now() + round(_TROUBLE_PAUSE_SECONDS * SECOND)
+            await self._sleep_until(moment)
+
+    async def _work_and_look_ahead(self) -> int | None:
+        """Claims all that is due and answers when there is more to do; None means: when somebody says so."""
+        while not self._stopping:
+            room = min(_AT_ONCE, _IN_FLIGHT_LIMIT - len(self._tasks))
+            claimed = await self._claim() if room > 0 else []
+            if len(claimed) < _AT_ONCE:
+                break
+        rows = await self._store.read("next_due", {"known": self._known()})
+        moment: int | None = rows[0][0]
+        if moment is not None and moment <= self._clock.now():
+            if len(self._tasks) >= _IN_FLIGHT_LIMIT:
+                return None
+            woken = await self._store.run(due, None, decide_resume, self._clock.now())
+            if woken or claimed:
+                self._wanted.set()
+            else:  # something is due that cannot be taken: never spin on it
+                moment = self._clock.now() + round(_TROUBLE_PAUSE_SECONDS * SECOND)
+        return moment
+
+    async def _claim(self, *, orphans: bool = False) -> list[Claimed]:
+        item = Claim(owner=self.node_id, limit=_AT_ONCE, known=self._known(), orphans=orphans)
+        claimed: list[Claimed] = await self._store.run(claim, item, decide_claim, self._clock.now())
+        for entry in claimed:
+            task = asyncio.create_task(self._execute(entry), name=f"piecework-run-{entry.run.run_id}")
+            self._tasks[entry.run.run_id] = (task, (entry.run.kind, entry.run.workflow_id))
+            task.add_done_callback(partial(self._done, entry.run.run_id))
+        return claimed
+
+    def _known(self) -> tuple[str, ...]:
+        return tuple(f"{kind.name}:{name}" for kind in self._kinds.values() for name in kind.known())
+
+    def _done(self, run_id: str, _: asyncio.Task[None]) -> None:
+        self._tasks.pop(run_id, None)
+        if len(self._tasks) == _IN_FLIGHT_LIMIT - 1:
+            self.wake()
+
+    async def _execute(self, claimed: Claimed) -> None:
+        run = claimed.run
+        with logs.bind(run_id=run.run_id, space=run.space, name=run.workflow_id):
+            signals.emit(signals.RUN_STARTED, level="debug", kind=run.kind, attempt=run.attempt)
+            try:
+                await self._kinds[run.kind].execute(claimed)
+            except asyncio.CancelledError:
+                await self._give_back(claimed)
+                raise
+            except StaleEpochError as error:
+                signals.emit(signals.RUN_LOST, level="warning", error=error.message)
+            except StoppedError as error:
+                signals.emit(signals.RUN_INTERRUPTED, level="info", error=error.message)
+                await self._give_back(claimed, pause_seconds=_TROUBLE_PAUSE_SECONDS)
+            except Exception as error:  # noqa: BLE001 - a fault of ours: shown, and the run is tried again
+                signals.emit(signals.NODE_TROUBLE, level="error", what=f"executing {run.kind}", error=describe(error))
+                await self._give_back(claimed, pause_seconds=_TROUBLE_PAUSE_SECONDS, counted=True)
+
+    async def _give_back(self, claimed: Claimed, *, pause_seconds: float = 0, counted: bool = False) -> None:
+        """Leaves an unfinished run to the next claim; an interruption is not an attempt, a fault of ours is."""
+        due_at = self._clock.now() + round(pause_seconds * SECOND)
+        item = Release(run_id=claimed.run.run_id, epoch=claimed.run.epoch, due_at=due_at, counted=counted)
+        try:
+            await self._store.run(release, item, decide_release, self._clock.now())
+            self.wake()
+        except StoreError as error:
+            signals.emit(signals.NODE_TROUBLE, level="error", what="giving a run back", error=error.message)
+
+    async def _sleep_until(self, moment: int | None) -> None:
+        if self._stopping or self._wanted.is_set():
+            return
+        delay = _LONGEST_SLEEP_SECONDS
+        if moment is not None:
+            delay = min(delay, max(0.0, (moment - self._clock.now()) / SECOND))
+        wanted = asyncio.ensure_future(self._wanted.wait())
+        asleep = asyncio.ensure_future(self._clock.sleep(delay))
+        try:
+            await asyncio.wait({wanted, asleep}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (wanted, asleep):
+                task.cancel()
+            await asyncio.gather(wanted, asleep, return_exceptions=True)

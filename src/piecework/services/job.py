@@ -1,0 +1,211 @@
+"""Jobs, a kind of work: a run with a name and arguments that nobody waits for. Sending a mail is the first of them.
+
+The claim has counted the attempt, durably, before anything here runs. So an attempt that is not followed by a commit
+was cut off, and a job that must not repeat itself blindly can know it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from piecework.clock import micros
+from piecework.errors import CrashedError, NotFoundError, PieceworkError, describe
+from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle, encode
+from piecework.run.lifecycle import ENDED, Status
+from piecework.store.items import Cleaned, CommitStage, Defer, NewEntry, Settle
+from piecework.store.verbs.runs import cleaned, commit_stage, settle
+from piecework.telemetry import signals
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from piecework.bus.event import Event
+    from piecework.run.node import Node
+    from piecework.store.items import Accepting, Claimed, Progress, Route
+    from piecework.store.records import Run, Wait
+
+KIND = "job"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try at a job.
+
+    Attributes:
+        run_id: The run.
+        args: What the job was given.
+        state: What earlier attempts kept.
+        cut_off: How many attempts since the last commit were cut off by a crash.
+    """
+
+    run_id: str
+    args: dict[str, Any]
+    state: dict[str, Any]
+    cut_off: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The job is done.
+
+    Attributes:
+        result: JSON values worth keeping.
+    """
+
+    result: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The job is to be tried again.
+
+    Attributes:
+        seconds: How much later.
+        state: Kept for the next attempt.
+        error: Why, for the timeline.
+    """
+
+    seconds: float
+    state: dict[str, Any]
+    error: PieceworkError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """The job has failed.
+
+    Attributes:
+        error: Why.
+    """
+
+    error: PieceworkError
+
+
+Verdict = Done | Again | GaveUp
+
+
+class Jobs:
+    """The kind `job`.
+
+    Args:
+        functions: What carries out one attempt of each job, by name.
+        node: Gives the node that commits; asked late, since node and kinds know each other.
+    """
+
+    name = KIND
+
+    def __init__(self, functions: dict[str, Callable[[Attempt], Awaitable[Verdict]]], node: Callable[[], Node]) -> None:
+        self._functions = functions
+        self._node = node
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+
+    def known(self) -> list[str]:
+        """The jobs whose runs may be claimed here."""
+        return list(self._functions)
+
+    def check(self, name: str) -> None:
+        """Refuses the name of a job that there is not.
+
+        Raises:
+            NotFoundError: With near names.
+        """
+        if name not in self._functions:
+            raise NotFoundError.among("job", name, self._functions)
+
+    def routes(self, event: Event) -> list[Route]:  # noqa: ARG002 - jobs are not started by events
+        """None: no event starts a job."""
+        return []
+
+    def matches(self, wait: Wait, entry: Accepting) -> dict[str, Any] | None:  # noqa: ARG002 - jobs do not wait
+        """None: a job waits for no event."""
+        return None
+
+    def abort(self, run_id: str, reason: str) -> None:  # noqa: ARG002 - the commit that follows says why
+        """Cancels an attempt that is under way; the settle that follows ends it as aborted."""
+        task = self._tasks.get(run_id)
+        if task is not None:
+            task.cancel()
+
+    async def execute(self, claimed: Claimed) -> None:
+        """Makes one attempt at a job and commits what follows from it."""
+        run = claimed.run
+        if Status(run.status) in ENDED:
+            await self._clean(run)
+            return
+        attempt = Attempt(
+            run_id=run.run_id,
+            args=msgspec.json.decode(claimed.values["args"]),
+            state=msgspec.json.decode(claimed.values.get("state", b"{}")),
+            cut_off=run.attempt - 1,
+        )
+        await self._commit(run, await self._attempt(run, attempt))
+
+    async def _attempt(self, run: Run, attempt: Attempt) -> Verdict:
+        if run.abort_reason is not None:
+            return GaveUp(CrashedError(f"job {run.run_id} was aborted: {run.abort_reason}"))
+        task = asyncio.ensure_future(self._call(run, attempt))
+        self._tasks[run.run_id] = task
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled() and task.exception() is None:
+                await self._commit(run, task.result())
+            raise
+        finally:
+            del self._tasks[run.run_id]
+        if task.cancelled():
+            return GaveUp(CrashedError(f"job {run.run_id} was aborted"))
+        return task.result()
+
+    async def _call(self, run: Run, attempt: Attempt) -> Verdict:
+        try:
+            return await self._functions[run.workflow_id](attempt)
+        except PieceworkError as error:
+            return GaveUp(error)
+        except Exception as error:  # noqa: BLE001 - becomes the run's own error
+            return GaveUp(PieceworkError(f"{type(error).__name__}: {error}"))
+
+    async def _commit(self, run: Run, verdict: Verdict) -> None:
+        if isinstance(verdict, Again):
+            await self._defer(run, verdict)
+            return
+        error = None if isinstance(verdict, Done) else encode(describe(verdict.error)).decode()
+        item = Settle(
+            run_id=run.run_id,
+            epoch=run.epoch,
+            status=Status.COMPLETED if error is None else Status.FAILED,
+            result=encode(verdict.result) if isinstance(verdict, Done) else None,
+            error=error,
+        )
+        status: str = await self._node().commit(settle, item, decide_settle)
+        level = "info" if status == Status.COMPLETED else "warning"
+        signals.emit(signals.RUN_ENDED, level=level, status=status, error=error)
+        self._node().news.announce(run.run_id, status)
+        await self._clean(run)
+
+    async def _defer(self, run: Run, again: Again) -> None:
+        node = self._node()
+        told = {"seconds": again.seconds, "error": None if again.error is None else describe(again.error)}
+        item = CommitStage(
+            run_id=run.run_id,
+            epoch=run.epoch,
+            visit=run.visit,
+            state=encode(again.state),
+            entries=(NewEntry(type="job:again", payload=encode(told)),),
+            then=Defer(due_at=node.now() + micros(again.seconds)),
+        )
+        progress: Progress = await node.commit(commit_stage, item, decide_commit_stage)
+        if progress.outcome == "aborted":
+            await self._commit(run, GaveUp(CrashedError(f"job {run.run_id} was aborted: {progress.reason}")))
+            return
+        node.news.announce(run.run_id, Status.QUEUED)
+        node.wake()
+
+    async def _clean(self, run: Run) -> None:
+        await self._node().commit(cleaned, Cleaned(run_id=run.run_id, epoch=run.epoch), decide_cleaned)

@@ -1,0 +1,87 @@
+"""The job `send-mail`: one attempt at a mail, and what follows from it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from piecework.errors import DeliveryUnknownError, PieceworkError
+from piecework.services.delivery import Decision, MailRefused, MailUnknown, after_attempt
+from piecework.services.job import Again, Done, GaveUp
+from piecework.telemetry import signals
+
+if TYPE_CHECKING:
+    from piecework.services.delivery import Result
+    from piecework.services.job import Attempt, Verdict
+    from piecework.services.transport import Transport
+
+
+class Mailing:
+    """Carries out attempts of `send-mail`.
+
+    Args:
+        transport: Where mails go.
+        retry_seconds: The waits after refusals.
+    """
+
+    def __init__(self, transport: Transport, retry_seconds: tuple[float, ...]) -> None:
+        self._transport = transport
+        self._retry_seconds = retry_seconds
+
+    async def __call__(self, attempt: Attempt) -> Verdict:
+        """Hands the mail over once, unless too many attempts have vanished already."""
+        refusals: int = attempt.state.get("refusals", 0)
+        unknowns: int = attempt.state.get("unknowns", 0) + attempt.cut_off
+        if unknowns > 1:
+            return GaveUp(_unknown(attempt.run_id))
+        message_id = attempt.args["message_id"]
+        error: PieceworkError | None = None
+        refused: dict[str, Any] = {}
+        result: Result = "sent"
+        try:
+            refused = await self._transport.deliver(attempt.args, message_id=message_id)
+        except MailRefused as refusal:
+            error, result = refusal, "permanent" if refusal.permanent else "refused"
+        except MailUnknown as lost:
+            error, result = lost, "unknown"
+        except asyncio.CancelledError:
+            # Cut off in the middle: whether the server has it is not known, whoever cut it off.
+            error, result = DeliveryUnknownError(f"mail {attempt.run_id} was cut off while it was sent"), "unknown"
+        refusals += result == "refused"
+        unknowns += result == "unknown"
+        decision = after_attempt(result, refusals=refusals, unknowns=unknowns, retry_seconds=self._retry_seconds)
+        return self._verdict(attempt, decision, error, refused, {"refusals": refusals, "unknowns": unknowns})
+
+    def _verdict(
+        self,
+        attempt: Attempt,
+        decision: Decision,
+        error: PieceworkError | None,
+        refused: dict[str, Any],
+        state: dict[str, Any],
+    ) -> Verdict:
+        message_id = attempt.args["message_id"]
+        if decision.verdict == "done":
+            signals.emit(signals.MAIL_SENT, run_id=attempt.run_id, message_id=message_id)
+            return Done({"message_id": message_id, "refused": refused})
+        shown = "" if error is None else error.message
+        signals.emit(
+            signals.MAIL_REFUSED,
+            level="warning",
+            run_id=attempt.run_id,
+            error=shown,
+            retry_in_seconds=decision.seconds,
+        )
+        if decision.verdict == "retry":
+            return Again(decision.seconds or 0, state, error)
+        if decision.code == DeliveryUnknownError.code:
+            return GaveUp(_unknown(attempt.run_id))
+        return GaveUp(error if error is not None else PieceworkError(f"mail {attempt.run_id} could not be sent"))
+
+
+def _unknown(run_id: str) -> DeliveryUnknownError:
+    return DeliveryUnknownError(
+        f"mail {run_id} was handed over twice and neither time is it known whether the server took it: "
+        "ask the recipient before you send it again",
+        run_id=run_id,
+    )

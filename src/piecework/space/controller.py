@@ -1,0 +1,410 @@
+"""The controller: the node's side of one space's worker - starts it, hands it runs, stops what will not stop.
+
+    NEW → BOOTING → STARTING → READY → STOPPING → DEAD        (DEAD from anywhere)
+
+A worker is dead when nothing under its keeper runs any more, and only then do its runs settle: no retry may overlap
+with what is left of the run before. `_expected` says whether its end is our own doing; such an end is nobody's
+failure, and no run is charged for it but the one it was for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from piecework.errors import (
+    ClosedError,
+    CrashedError,
+    InvalidStateError,
+    ProtocolError,
+    StoppedError,
+    TimeoutExceededError,
+    ValidationError,
+    describe,
+)
+from piecework.process import protocol
+from piecework.process.protocol import Channel
+from piecework.run.outcome import Failed
+from piecework.space.piece import pack_outcome, unpack_outcome
+from piecework.telemetry import signals
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from piecework.config import Settings
+    from piecework.process.child import Child
+    from piecework.process.launch import Zygote
+
+T = TypeVar("T")
+
+
+class State(StrEnum):
+    """Where a worker is in its life."""
+
+    NEW = "new"
+    BOOTING = "booting"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    DEAD = "dead"
+
+
+class WorkerDied(CrashedError):  # noqa: N818 - an event in the life of a space before it is an error
+    """The worker ended while a run was under way, or before it was ready.
+
+    Attributes:
+        space: Whose worker.
+        status: Its exit status, negative for a signal, None when unknown.
+        charged: True when this run was alone in flight and the worker ended by itself: the run is to blame.
+        suspect: True when it was one of several: run it again alone, uncharged. Neither is true when the worker was
+            stopped for something else: queue it again, uncharged.
+    """
+
+
+@dataclass(slots=True)
+class _Pending:
+    run: protocol.Run
+    result: asyncio.Future[protocol.Result]
+
+
+class Controller:
+    """One worker of one space. It is started once; a space that needs another worker makes another controller.
+
+    Args:
+        zygote: Where the worker comes from.
+        space: The tenant.
+        init: What the worker is told first.
+        settings: Deadlines of booting, starting and stopping.
+        on_ask: Answers what the worker asks: op, args, and the run that asks, where there is one in flight.
+        on_log: Takes each log line of user code.
+    """
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        space: str,
+        init: protocol.Init,
+        settings: Settings,
+        on_ask: Callable[[str, dict[str, Any], str | None], Awaitable[Any]],
+        on_log: Callable[[protocol.Log], None],
+    ) -> None:
+        self._zygote = zygote
+        self._space = space
+        self._init = init
+        self._settings = settings
+        self._on_ask = on_ask
+        self._on_log = on_log
+        self._state = State.NEW
+        self._expected = False
+        self._why = ""
+        self._cause: Exception | None = None
+        self._child: Child | None = None
+        self._channel: Channel[protocol.ToNode] | None = None
+        self._runs: dict[str, _Pending] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def state(self) -> State:
+        """Where the worker is in its life."""
+        return self._state
+
+    @property
+    def alive(self) -> bool:
+        """True while it takes runs."""
+        return self._state is State.READY
+
+    @property
+    def in_flight(self) -> int:
+        """How many runs it has."""
+        return len(self._runs)
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's pid as the node numbers it; None before the fork."""
+        return None if self._child is None else self._child.worker_pid
+
+    @property
+    def keeper_pid(self) -> int | None:
+        """The pid of its keeper; None before the fork."""
+        return None if self._child is None else self._child.keeper_pid
+
+    async def start(self) -> None:
+        """Starts the worker and returns when it takes runs; after an error nothing of it is left.
+
+        Raises:
+            TimeoutExceededError: It did not say hello, or was not ready, in time.
+            WorkerDied: It ended before; the message has its own words where it had any.
+            StoppedError: The zygote does not run, or `stop` was called meanwhile.
+            InvalidStateError: It was started before.
+        """
+        if self._state is not State.NEW:
+            raise InvalidStateError(f"the worker of space {self._space!r} is {self._state}: make another controller")
+        loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        self._greeted: asyncio.Future[None] = loop.create_future()
+        self._ready: asyncio.Future[None] = loop.create_future()
+        self._state = State.BOOTING
+        try:
+            await self._in_time(self._boot(), self._settings.space_boot_seconds, "its first word")
+            self._state = State.STARTING
+            self._send(self._init)
+            await self._in_time(self._ready, self._settings.space_init_seconds, "ready")
+        except BaseException:
+            await self._shielded(self._abandon())
+            raise
+        finally:
+            self._over.set()
+        self._state = State.READY
+        signals.emit(signals.SPACE_STARTED, space=self._space, pid=self.pid)
+
+    async def run(self, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
+        """Hands the worker a run and waits until it is over; a run that is cancelled or late is stopped for real.
+
+        After a failed outcome with the code TIMEOUT, `alive` tells whether the worker could be kept.
+
+        Args:
+            run: What to carry out.
+            timeout_seconds: How long it may take.
+
+        Raises:
+            WorkerDied: The worker ended; its attributes say whether this run is to blame.
+            StoppedError: The worker takes no runs.
+            ValidationError: The run is too large for a frame.
+        """
+        if not self.alive:
+            raise StoppedError(f"the worker of space {self._space!r} is {self._state} and takes no runs")
+        if run.run_id in self._runs:
+            raise InvalidStateError(f"run {run.run_id} is under way in space {self._space!r} already")
+        pending = _Pending(run, asyncio.get_running_loop().create_future())
+        self._send(run)
+        self._runs[run.run_id] = pending
+        try:
+            done, _ = await asyncio.wait({pending.result}, timeout=timeout_seconds)
+            if done:
+                return pending.result.result()
+            await self._shielded(self._stop_run(pending, TimeoutExceededError.code))
+            return self._timed_out(run, timeout_seconds)
+        except asyncio.CancelledError:
+            await self._shielded(self._stop_run(pending, "ABORTED"))
+            raise
+        finally:
+            del self._runs[run.run_id]
+            if pending.result.done() and not pending.result.cancelled():
+                pending.result.exception()  # the verdict above stands; this one has been looked at
+
+    async def stop(self) -> int | None:
+        """Has the worker close and exit, else ends it; returns its exit status when nothing of it is left.
+
+        Runs in flight end with a `WorkerDied` that charges nobody: drain first.
+        """
+        if self._state is State.NEW:
+            self._state = State.DEAD
+        elif self._state in {State.BOOTING, State.STARTING}:
+            for waiting in (self._greeted, self._ready):
+                _break(waiting, StoppedError(f"the worker of space {self._space!r} was stopped while it started"))
+            await self._over.wait()
+        elif self._state is not State.DEAD:
+            await self._shielded(self._end("it was stopped", politely=True))
+        await self._finished()
+        return await self.dead()
+
+    async def dead(self) -> int | None:
+        """Waits until nothing of the worker is left; its exit status, negative for a signal, None when unknown."""
+        return None if self._child is None else await self._child.dead()
+
+    async def _boot(self) -> None:
+        self._child = await self._zygote.fork(self._space)
+        self._child.when_dead(self._died)
+        self._channel = await Channel.open(self._child.channel_socket, protocol.ToNode, self._received, self._closed)
+        await self._greeted
+
+    async def _in_time(self, step: Awaitable[T], seconds: float, what: str) -> T:
+        try:
+            async with asyncio.timeout(seconds):
+                return await step
+        except TimeoutError as error:
+            raise TimeoutExceededError(
+                f"the worker of space {self._space!r} was not {what} within {seconds:g} s: look at what the app does "
+                "when it opens, or raise the setting",
+                space=self._space,
+            ) from error
+
+    async def _abandon(self) -> None:
+        self._expected = True
+        if self._child is not None:
+            self._child.kill()
+            await self._child.dead()
+        self._state = State.DEAD
+
+    async def _stop_run(self, pending: _Pending, reason: str) -> None:
+        """Cancel, grace, and when the run is then not entirely over, the end of the worker."""
+        with contextlib.suppress(ClosedError):
+            self._send(protocol.Cancel(run_id=pending.run.run_id, reason=reason))
+        done, _ = await asyncio.wait({pending.result}, timeout=self._settings.space_grace_seconds)
+        if not done:
+            await self._end(f"run {pending.run.run_id} did not stop ({reason})", politely=False)
+
+    async def _end(self, why: str, *, politely: bool) -> None:
+        """The ladder: stop frame when politely, SIGTERM to everything, SIGKILL of everything; grace in between."""
+        assert self._child is not None
+        if self._state is not State.DEAD:
+            self._expected = True
+            self._why = self._why or why
+            self._state = State.STOPPING
+        if politely:
+            with contextlib.suppress(ClosedError):
+                self._send(protocol.Stop())
+            if await self._dead_within_grace():
+                return
+        self._child.terminate()
+        if not await self._dead_within_grace():
+            self._child.kill()
+            await self._child.dead()
+
+    async def _see_off(self) -> None:
+        # A worker that has hung up is mostly ending already, and its exit status is worth waiting for.
+        if not await self._dead_within_grace() and self._child is not None:
+            self._child.kill()
+
+    async def _dead_within_grace(self) -> bool:
+        assert self._child is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.space_grace_seconds):
+                await self._child.dead()
+        return not self._child.alive
+
+    async def _shielded(self, ending: Coroutine[Any, Any, None]) -> None:
+        """Sees an ending through even when our caller is cancelled; what is left of it then is awaited by `stop`."""
+        await asyncio.shield(self._own(ending))
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _finished(self) -> None:
+        current = asyncio.current_task()
+        if left := self._tasks - {current}:
+            await asyncio.wait(left, timeout=self._settings.space_grace_seconds)
+        while left := self._tasks - {current}:  # answers that nobody is there to hear
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left)
+
+    def _send(self, message: protocol.Message) -> None:
+        if self._channel is None:
+            raise ClosedError(f"the worker of space {self._space!r} has no connection")
+        self._channel.send(message)
+
+    def _received(self, message: protocol.ToNode) -> None:
+        match message:
+            case protocol.Result():
+                self._settle(message)
+            case protocol.Log():
+                self._on_log(message)
+            case protocol.Ask():
+                self._own(self._answer(message))
+            case protocol.Hello():
+                self._greet(message)
+            case protocol.Ready():
+                _open(self._ready)
+            case protocol.Fatal():
+                self._cause = protocol.revive(message.error)
+                self._why = f"it failed with {message.error.get('message')}"
+
+    def _greet(self, hello: protocol.Hello) -> None:
+        if hello.version != protocol.VERSION:
+            raise ProtocolError(f"the worker speaks version {hello.version} of the frames, the node {protocol.VERSION}")
+        _open(self._greeted)
+
+    def _settle(self, result: protocol.Result) -> None:
+        pending = self._runs.get(result.run_id)
+        if pending is None or pending.run.epoch != result.epoch:
+            return  # of an attempt that nobody waits for any more
+        unpack_outcome(result.outcome)  # a malformed one raises here, which ends the connection and the worker
+        if not pending.result.done():
+            pending.result.set_result(result)
+
+    async def _answer(self, ask: protocol.Ask) -> None:
+        try:
+            run_id = ask.run_id if ask.run_id in self._runs else None
+            reply = protocol.Reply(id=ask.id, value=await self._on_ask(ask.op, ask.args, run_id))
+        except Exception as error:  # noqa: BLE001 - raised over there, where it was asked
+            reply = protocol.Reply(id=ask.id, error=describe(error))
+        try:
+            self._send(reply)
+        except ValidationError as error:
+            self._send(protocol.Reply(id=ask.id, error=describe(error)))
+        except ClosedError:
+            pass  # the asker is gone; what it asked for has been done
+
+    def _closed(self, error: Exception | None) -> None:
+        """The frames have ended. Nothing is settled yet: what runs over there may go on for a moment."""
+        if self._state is State.DEAD or self._child is None:
+            return
+        if error is not None and not isinstance(error, OSError):
+            self._cause = error
+            self._why = self._why or f"it broke the protocol: {error}"
+            self._child.kill()
+        elif not self._expected and not self._why:
+            self._own(self._see_off())
+
+    def _died(self, status: int | None) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if not self._expected:
+            signals.emit(signals.SPACE_DIED, level="warning", space=self._space, pid=self.pid, status=status)
+        self._state = State.DEAD
+        alone = len(self._runs) == 1
+        for pending in self._runs.values():
+            if not pending.result.done():
+                pending.result.set_exception(self._death(status, alone=alone))
+        for waiting in (self._greeted, self._ready):
+            _break(waiting, self._death(status, alone=False))
+
+    def _death(self, status: int | None, *, alone: bool) -> WorkerDied:
+        how = _how(status)
+        error = WorkerDied(
+            f"the worker of space {self._space!r} ended{f': {self._why}' if self._why else ''} ({how})",
+            space=self._space,
+            status=status,
+            charged=alone and not self._expected,
+            suspect=not alone and not self._expected,
+        )
+        error.__cause__ = self._cause
+        return error
+
+    def _timed_out(self, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
+        how = "it was cancelled" if self.alive else "it did not stop when cancelled, its worker was ended"
+        failed = Failed(
+            f"the update took longer than {timeout_seconds:g} s: {how}. Raise timeout_seconds, or do less at once",
+            code=TimeoutExceededError.code,
+        )
+        return protocol.Result(run_id=run.run_id, epoch=run.epoch, outcome=pack_outcome(failed))
+
+
+def _open(gate: asyncio.Future[None]) -> None:
+    if not gate.done():
+        gate.set_result(None)
+
+
+def _break(gate: asyncio.Future[None], error: Exception) -> None:
+    if not gate.done():
+        gate.set_exception(error)
+        gate.exception()  # perhaps nobody waits at this one
+
+
+def _how(status: int | None) -> str:
+    if status is None:
+        return "exit status unknown"
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"

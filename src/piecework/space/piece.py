@@ -1,0 +1,208 @@
+"""A piece: what the application defines, what one update of it is handed, and what it may answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from piecework.errors import ProtocolError, ValidationError
+from piecework.process import accounting
+from piecework.run.outcome import Failed, Outcome, RetryAfter, Skipped, Success
+from piecework.store import values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from datetime import datetime
+
+    from piecework.workspace.workspace import Workspace
+
+_OUTCOMES: dict[str, type[Outcome]] = {kind.name: kind for kind in (Success, Skipped, RetryAfter, Failed)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceDefinition:
+    """How the pieces of one integration are updated.
+
+    Attributes:
+        integration: The name that pieces are registered under.
+        fn: The update; takes a `PieceContext`, may be a plain function.
+        every_seconds: From the end of one update to the start of the next.
+        timeout_seconds: How long one may take, all that it started included.
+        accounting: "join" awaits what an update left behind, "strict" fails it.
+    """
+
+    integration: str
+    fn: Callable[[PieceContext], Any]
+    every_seconds: float = 60
+    timeout_seconds: float = 600
+    accounting: Literal["join", "strict"] = "join"
+
+
+class PieceContext:
+    """What one update of a piece sees and may do. Services of its workspace are attributes too.
+
+    Attributes:
+        space: The tenant.
+        piece_id: Which piece.
+        config: Its configuration, as registered.
+        state: Its own JSON mapping: change it in place; it is committed with any outcome but a failure.
+        attempt: Counts from 1.
+        deadline: When the update will be stopped, an aware datetime.
+        logger: Writes lines that carry space, piece and run: `logger.info("fetched", pages=3)`.
+        workspace: The fresh workspace of this update.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: str,
+        piece_id: str,
+        config: dict[str, Any],
+        state: dict[str, Any],
+        attempt: int,
+        deadline: datetime,
+        logger: PieceLogger,
+        workspace: Workspace,
+    ) -> None:
+        self.space = space
+        self.piece_id = piece_id
+        self.config = config
+        self.state = state
+        self.attempt = attempt
+        self.deadline = deadline
+        self.logger = logger
+        self.workspace = workspace
+
+    async def publish(self, type: str, payload: dict[str, Any], id: str | None = None) -> Any:  # noqa: A002 - the event's own words
+        """Publishes an event of this space; returns when it is durable, in a transaction when that commits.
+
+        Args:
+            type: A dotted name.
+            payload: JSON values.
+            id: Names this very occurrence; a second one of the same id is a duplicate. Made when not given.
+        """
+        return await self.workspace.publish(type, payload, id=id)
+
+    async def require(self, name: Any) -> Any:
+        """Gives a service by name or by type; what its factory starts is not this update's."""
+        with accounting.uncharged():
+            return await self.workspace.require(name)
+
+    def spawn(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Starts a task of this update: the update is done only when it is, and fails when it fails."""
+        return asyncio.get_running_loop().create_task(coro)
+
+    def detached(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Starts a task that outlives this update, while its worker lives; a failure of it is logged as an error."""
+        with accounting.uncharged():
+            task = asyncio.get_running_loop().create_task(coro)
+        _detached.add(task)
+        task.add_done_callback(self._detached_ended)
+        return task
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "workspace":
+            raise AttributeError(name)
+        return getattr(self.workspace, name)
+
+    def _detached_ended(self, task: asyncio.Task[Any]) -> None:
+        _detached.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.logger.error("a detached task failed", error=f"{type(error).__name__}: {error}")
+
+
+_detached: set[asyncio.Task[Any]] = set()
+
+
+async def end_detached() -> None:
+    """Cancels what was detached in this process and waits for it; its worker calls this before it closes."""
+    while _detached:
+        for task in _detached:
+            task.cancel()
+        await asyncio.wait(_detached)
+
+
+class PieceLogger:
+    """Sends log lines to the node.
+
+    Args:
+        send: Takes level, message and fields that are JSON.
+    """
+
+    def __init__(self, send: Callable[[str, str, dict[str, Any]], None]) -> None:
+        self._send = send
+
+    def debug(self, message: str, **fields: Any) -> None:
+        """Writes a line for those who look closely."""
+        self._send("debug", message, _loggable(fields))
+
+    def info(self, message: str, **fields: Any) -> None:
+        """Writes a line."""
+        self._send("info", message, _loggable(fields))
+
+    def warning(self, message: str, **fields: Any) -> None:
+        """Writes a line about something that may become trouble."""
+        self._send("warning", message, _loggable(fields))
+
+    def error(self, message: str, **fields: Any) -> None:
+        """Writes a line about trouble."""
+        self._send("error", message, _loggable(fields))
+
+
+def as_outcome(returned: Any) -> Outcome:
+    """Reads what an update returned: None is a success, a verdict is itself, anything else a failure that says so."""
+    if returned is None:
+        return Success()
+    if not isinstance(returned, Success | Skipped | RetryAfter | Failed):
+        return Failed(
+            f"the update returned a {type(returned).__qualname__}: return None, Success(data), Skipped(reason), "
+            "RetryAfter(seconds=…) or Failed(error)",
+            code=ValidationError.code,
+        )
+    try:
+        pack_outcome(returned)
+    except (ValidationError, ProtocolError) as error:
+        return Failed(f"the update returned a {type(returned).__name__} that cannot be kept: {error}", code=error.code)
+    return returned
+
+
+def pack_outcome(outcome: Outcome) -> dict[str, Any]:
+    """Tells an outcome as a JSON mapping: its `name` and its fields.
+
+    Raises:
+        ValidationError: It holds something that is not JSON; the path says where.
+        ProtocolError: A field is of the wrong type.
+    """
+    packed = {"name": outcome.name} | {name: getattr(outcome, name) for name in outcome.__slots__}
+    values.encode(packed, what=type(outcome).__name__)
+    unpack_outcome(packed)
+    return packed
+
+
+def unpack_outcome(packed: dict[str, Any]) -> Outcome:
+    """Reads what `pack_outcome` told.
+
+    Raises:
+        ProtocolError: It is no outcome.
+    """
+    kind = _OUTCOMES.get(packed.get("name", ""))
+    if kind is None:
+        raise ProtocolError(f"{packed.get('name')!r:.80} is no outcome: there are {', '.join(_OUTCOMES)}")
+    try:
+        return msgspec.convert({key: value for key, value in packed.items() if key != "name"}, kind)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"an outcome {kind.name!r} is not of its form: {error}") from error
+
+
+def _loggable(fields: dict[str, Any]) -> dict[str, Any]:
+    told = {}
+    for name, value in fields.items():
+        try:
+            values.encode(value)
+            told[name] = value
+        except ValidationError:
+            told[name] = repr(value)
+    return told

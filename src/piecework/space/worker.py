@@ -1,0 +1,324 @@
+"""The worker: what runs in a space's own process, from the first word to the last.
+
+It takes runs over the channel, carries each one out in a fresh workspace, and answers only when all of it is over:
+the update's own result, what it left behind, the workspace closed. It never opens the store; what needs it is asked
+of the node. When the connection ends, so does the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import itertools
+import os
+import signal
+import traceback
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from piecework.errors import ClosedError, PieceworkError, StoppedError, ValidationError, clean_text, describe
+from piecework.process import accounting, environment, protocol
+from piecework.process.accounting import Account, AccountedLoop
+from piecework.process.protocol import Channel
+from piecework.run.outcome import Failed, Outcome
+from piecework.space.piece import PieceContext, PieceDefinition, PieceLogger, as_outcome, end_detached, pack_outcome
+from piecework.store import values
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from piecework.workspace.workspace import Workspace
+
+_TRACE_CHARACTERS = 16_000
+_TERMINATED = 128 + signal.SIGTERM
+
+
+class Host(Protocol):
+    """What the application offers inside a worker."""
+
+    def piece(self, integration: str) -> PieceDefinition:
+        """Gives a definition; raises NotFoundError with near names."""
+        ...
+
+    def workspace(
+        self, *, space: str, key: str, params: dict[str, Any] | None = None
+    ) -> AbstractAsyncContextManager[Workspace]:
+        """Opens a fresh root workspace of that space with that idempotency key."""
+        ...
+
+
+class WorkerApp(Protocol):
+    """The application as a worker uses it."""
+
+    def worker_side(
+        self, init: protocol.Init, ask: Callable[[str, dict[str, Any]], Awaitable[Any]]
+    ) -> AbstractAsyncContextManager[Host]:
+        """Opens what updates need in this process; `ask` reaches the node."""
+        ...
+
+
+def main(sock: socket.socket, app: WorkerApp | Callable[[], WorkerApp]) -> None:
+    """Serves one space until the node says stop or goes away. Called in the forked child, which exits afterwards.
+
+    Args:
+        sock: The worker's end of the channel.
+        app: The application, or a function that makes it.
+
+    Raises:
+        SystemExit: The worker was terminated, or failed after having told the node why.
+    """
+    signal.signal(signal.SIGTERM, _Terminated())
+    accounting.watch_coroutines()
+    with asyncio.Runner(loop_factory=AccountedLoop) as runner:
+        runner.run(Worker(sock, app).serve())
+
+
+class _Terminated:
+    """Raises SystemExit in the main thread, once: a second signal must not break the clean-up off."""
+
+    def __init__(self) -> None:
+        self._raised = False
+
+    def __call__(self, _signum: int, _frame: object) -> None:
+        if not self._raised:
+            self._raised = True
+            raise SystemExit(_TERMINATED)
+
+
+@dataclass(slots=True)
+class _Job:
+    """One run under way, as the worker keeps it."""
+
+    run: protocol.Run
+    account: Account
+    deadline: float
+    piece: PieceContext | None = None
+    task: asyncio.Task[None] | None = None
+    cancelled_for: str | None = None
+
+
+class Worker:
+    """One space's side of the conversation.
+
+    Args:
+        sock: The worker's end of the channel.
+        app: The application, or a function that makes it.
+    """
+
+    def __init__(self, sock: socket.socket, app: WorkerApp | Callable[[], WorkerApp]) -> None:
+        self._sock = sock
+        self._app = app
+        self._jobs: dict[str, _Job] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._ids = itertools.count(1)
+
+    async def serve(self) -> None:
+        """Speaks with the node from hello to stop.
+
+        Raises:
+            SystemExit: Something failed that is not a run's; the node has been told.
+        """
+        loop = asyncio.get_running_loop()
+        self._init: asyncio.Future[protocol.Init | None] = loop.create_future()
+        self._stopped: asyncio.Future[None] = loop.create_future()
+        self._channel: Channel[protocol.ToWorker] = await Channel.open(
+            self._sock, protocol.ToWorker, self._received, self._closed
+        )
+        self._channel.send(protocol.Hello(version=protocol.VERSION, pid=os.getpid()))
+        try:
+            if (init := await self._init) is None:
+                await self._stopped  # told to stop, or left alone, before it began
+            else:
+                await self._host_runs(init)
+        except Exception as error:
+            await self._tell_fatal(error)
+            raise SystemExit(1) from error
+        finally:
+            self._channel.close()
+
+    async def run_piece(self, job: _Job) -> None:
+        """Carries out one update, from its definition to its result.
+
+        Args:
+            job: The run, with the account that this task runs under.
+        """
+        try:
+            outcome = await self._outcome(job)
+        finally:
+            await job.account.clear()
+        self._report(job, outcome)
+
+    async def ask(self, op: str, args: dict[str, Any]) -> Any:
+        """Asks the node to do something that only it can, and waits for the answer.
+
+        Args:
+            op: What: "publish", "enqueue", …
+            args: With what; JSON values.
+
+        Raises:
+            PieceworkError: The node's own error, of its own class.
+            StoppedError: The connection ended.
+        """
+        ident = next(self._ids)
+        answer = self._asked[ident] = asyncio.get_running_loop().create_future()
+        account = accounting.current()
+        try:
+            self._channel.send(protocol.Ask(id=ident, op=op, args=args, run_id=account.name if account else None))
+            await self._channel.drain()
+            return await answer
+        except ClosedError as error:
+            raise StoppedError(f"the node cannot be asked to {op}: it has ended the connection") from error
+        finally:
+            self._asked.pop(ident, None)
+
+    async def _host_runs(self, init: protocol.Init) -> None:
+        self._space = init.space
+        layered = environment.for_worker(os.environ, init.env)
+        os.environ.clear()
+        os.environ.update(layered)
+        app: Any = self._app if hasattr(self._app, "worker_side") else self._app()
+        async with app.worker_side(init, self.ask) as self._host:
+            gc.collect()
+            gc.freeze()  # the collection at the end of each run then looks at what the run made
+            async with asyncio.TaskGroup() as self._runs:
+                self._channel.send(protocol.Ready())
+                await self._stopped
+                for job in self._jobs.values():
+                    assert job.task is not None
+                    job.task.cancel()
+            await end_detached()
+
+    async def _outcome(self, job: _Job) -> Outcome:
+        try:
+            return await self._update(job)
+        except asyncio.CancelledError as error:
+            return self._cancelled(job, error)
+        except Exception as error:  # noqa: BLE001 - becomes the run's outcome
+            return _failed(error)
+
+    async def _update(self, job: _Job) -> Outcome:
+        run = job.run
+        definition = self._host.piece(run.integration)
+        job.account.policy = definition.accounting
+        async with self._host.workspace(space=self._space, key=run.idempotency_key) as workspace:
+            job.piece = self._context(run, workspace)
+            async with job.account.settled(job.deadline):
+                returned = await _call(definition.fn, job.piece)
+        job.account.check()
+        return as_outcome(returned)
+
+    def _context(self, run: protocol.Run, workspace: Workspace) -> PieceContext:
+        def log(level: str, message: str, fields: dict[str, Any]) -> None:
+            if not self._channel.closed:
+                self._channel.send(protocol.Log(level=level, message=str(message), fields=fields, run_id=run.run_id))
+
+        return PieceContext(
+            space=self._space,
+            piece_id=run.piece_id,
+            config=run.config,
+            state=run.state,
+            attempt=run.attempt,
+            deadline=datetime.now(UTC) + timedelta(seconds=run.deadline_seconds),
+            logger=PieceLogger(log),
+            workspace=workspace,
+        )
+
+    def _cancelled(self, job: _Job, error: asyncio.CancelledError) -> Outcome:
+        if job.cancelled_for is not None:
+            return Failed(f"the run was stopped: {job.cancelled_for}", code=job.cancelled_for)
+        if job.task is not None and job.task.cancelling():
+            raise error  # this process ends: the run has no result, the node queues it again
+        return _failed(error)
+
+    def _report(self, job: _Job, outcome: Outcome) -> None:
+        state = None if job.piece is None or isinstance(outcome, Failed) else job.piece.state
+        try:
+            if state is not None:
+                values.encode_mapping(state, what="piece.state")
+            self._send_result(job.run, outcome, state)
+        except ValidationError as error:
+            self._send_result(job.run, _failed(error), None)
+
+    def _send_result(self, run: protocol.Run, outcome: Outcome, state: dict[str, Any] | None) -> None:
+        result = protocol.Result(run_id=run.run_id, epoch=run.epoch, outcome=pack_outcome(outcome), state=state)
+        if not self._channel.closed:
+            self._channel.send(result)
+
+    def _received(self, message: protocol.ToWorker) -> None:
+        match message:
+            case protocol.Init():
+                self._init.set_result(message)
+            case protocol.Run():
+                self._begin(message)
+            case protocol.Cancel():
+                self._cancel(message)
+            case protocol.Stop():
+                self._stop()
+            case protocol.Reply():
+                self._answered(message)
+
+    def _begin(self, run: protocol.Run) -> None:
+        deadline = asyncio.get_running_loop().time() + run.deadline_seconds
+        job = self._jobs[run.run_id] = _Job(run, Account(run.run_id), deadline)
+        job.task = job.account.start(self._runs.create_task, self.run_piece(job))
+        job.task.add_done_callback(lambda _: self._jobs.pop(run.run_id, None))
+
+    def _cancel(self, message: protocol.Cancel) -> None:
+        job = self._jobs.get(message.run_id)  # its result may have crossed the cancel
+        if job is not None and job.task is not None:
+            job.cancelled_for = message.reason
+            job.task.cancel()
+
+    def _stop(self) -> None:
+        if not self._init.done():
+            self._init.set_result(None)
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    def _answered(self, reply: protocol.Reply) -> None:
+        answer = self._asked.get(reply.id)  # the asker may have been cancelled
+        if answer is None or answer.done():
+            return
+        if reply.error is None:
+            answer.set_result(reply.value)
+        else:
+            answer.set_exception(protocol.revive(reply.error))
+
+    def _closed(self, error: Exception | None) -> None:
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(StoppedError("the node has ended the connection"))
+        if error is not None and not self._stopped.done():
+            self._stopped.set_exception(error)
+        self._stop()
+
+    async def _tell_fatal(self, error: Exception) -> None:
+        traceback.print_exception(error)
+        if not self._channel.closed:
+            self._channel.send(protocol.Fatal(error=describe(error) | {"trace": _trace(error)}))
+
+
+async def _call(function: Callable[[PieceContext], Any], piece: PieceContext) -> Any:
+    """Calls an update and awaits what it returns, as often as that is something to await."""
+    if inspect.iscoroutinefunction(function):
+        returned = await function(piece)
+    else:
+        returned = await accounting.in_thread(function, piece)
+    while inspect.isawaitable(returned):
+        returned = await returned
+    return returned
+
+
+def _failed(error: BaseException) -> Failed:
+    told = describe(error)
+    message = told["message"] if isinstance(error, PieceworkError) else f"{type(error).__name__}: {told['message']}"
+    return Failed(message, code=told["code"], type=told["type"], trace=_trace(error))
+
+
+def _trace(error: BaseException) -> str:
+    text = "".join(traceback.format_exception(error))
+    return clean_text(text[-_TRACE_CHARACTERS:], limit=2 * _TRACE_CHARACTERS)

@@ -1,0 +1,2 @@
+-- Forgets what was kept for runs.
+DELETE FROM buffers WHERE run_id IN (:run_ids)

@@ -1,0 +1,2 @@
+-- Forgets single registrations.
+DELETE FROM waits WHERE wait_id IN (:wait_ids)

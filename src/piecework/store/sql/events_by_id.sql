@@ -1,0 +1,2 @@
+-- Events by their ids.
+SELECT {columns} FROM events WHERE event_id IN (:ids)

@@ -1,0 +1,2 @@
+-- Events by their order of acceptance.
+SELECT {columns} FROM events WHERE seq IN (:seqs)

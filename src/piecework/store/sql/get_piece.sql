@@ -1,0 +1,2 @@
+-- One piece.
+SELECT {columns} FROM pieces WHERE space = :space AND piece_id = :piece_id

@@ -1,0 +1,2 @@
+-- Runs by id.
+SELECT {columns} FROM runs WHERE run_id IN (:run_ids)

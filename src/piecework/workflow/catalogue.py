@@ -1,0 +1,144 @@
+"""The workflows that are registered here, and which of their triggers an event matches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from piecework.errors import ConflictError, NotFoundError, describe
+from piecework.ids import new_id
+from piecework.store.items import Route
+from piecework.store.records import Slot
+from piecework.store.values import check_identifier
+from piecework.telemetry import signals
+
+if TYPE_CHECKING:
+    from piecework.bus.event import Event
+    from piecework.container.container import Container
+    from piecework.run.admission import Mode
+    from piecework.workflow.definition import Trigger, Workflow
+
+KIND = "workflow"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Registered:
+    """A workflow that takes events here.
+
+    Attributes:
+        workflow: Its definition.
+        mode: How many of its runs may be live.
+        container: What its services of scope workflow live in.
+    """
+
+    workflow: Workflow
+    mode: Mode
+    container: Container
+
+
+class Catalogue:
+    """Registered workflows by id and by event type."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Registered] = {}
+        self._by_event: dict[str, list[tuple[Registered, Trigger]]] = {}
+
+    def __contains__(self, workflow_id: object) -> bool:
+        return workflow_id in self._by_id
+
+    def ids(self) -> list[str]:
+        """The ids of all workflows, in order of registration."""
+        return list(self._by_id)
+
+    def get(self, workflow_id: str) -> Registered:
+        """A workflow by id.
+
+        Raises:
+            NotFoundError: It is not registered here.
+        """
+        if workflow_id not in self._by_id:
+            raise NotFoundError.among("workflow", workflow_id, self._by_id)
+        return self._by_id[workflow_id]
+
+    def check_free(self, workflow_id: str) -> None:
+        """Refuses an id that is taken.
+
+        Raises:
+            ConflictError: The workflow is registered already.
+        """
+        if workflow_id in self._by_id:
+            raise ConflictError(f"workflow {workflow_id!r} is registered already: deregister it first", id=workflow_id)
+
+    def add(self, registered: Registered) -> None:
+        """Takes a workflow in: from now on its triggers see events."""
+        self.check_free(registered.workflow.id)
+        self._by_id[registered.workflow.id] = registered
+        for trigger in registered.workflow.triggers.values():
+            self._by_event.setdefault(trigger.event, []).append((registered, trigger))
+
+    def remove(self, workflow_id: str) -> Registered | None:
+        """Takes a workflow out: from now on no event reaches it. Answers what it was."""
+        gone = self._by_id.pop(workflow_id, None)
+        if gone is not None:
+            for event_type in {trigger.event for trigger in gone.workflow.triggers.values()}:
+                left = [entry for entry in self._by_event[event_type] if entry[0] is not gone]
+                if left:
+                    self._by_event[event_type] = left
+                else:
+                    del self._by_event[event_type]
+        return gone
+
+    def routes(self, event: Event) -> list[Route]:
+        """The triggers that an event matches, with their slots; predicates and keys of the user run here."""
+        return [
+            _route(registered, trigger, event)
+            for registered, trigger in self._by_event.get(event.type, ())
+            if _matches(registered, trigger, event)
+        ]
+
+
+def _matches(registered: Registered, trigger: Trigger, event: Event) -> bool:
+    if trigger.when is None:
+        return True
+    try:
+        return bool(trigger.when(event))
+    except Exception as error:  # noqa: BLE001 - a predicate that raises is no match, and is shown
+        _show_failure(registered, trigger, event, error)
+        return False
+
+
+def _route(registered: Registered, trigger: Trigger, event: Event) -> Route:
+    workflow, mode = registered.workflow, registered.mode
+    key = None if mode.key is None else mode.key(event)
+    if key is not None:
+        check_identifier(key, f"key of workflow {workflow.id!r}")
+    return Route(
+        kind=KIND,
+        workflow_id=workflow.id,
+        trigger_id=trigger.id,
+        pipeline_id=workflow.pipelines[trigger.id].id,
+        run_id=new_id(),
+        slot=Slot(
+            slot_key=msgspec.json.encode([workflow.id, key]).decode(),
+            workflow_id=workflow.id,
+            mode=mode.name,
+            concurrency=mode.concurrency,
+            capacity=mode.capacity,
+            hold_while_paused=int(mode.hold_while_paused),
+        ),
+        key=key,
+        version=workflow.version,
+    )
+
+
+def _show_failure(registered: Registered, trigger: Trigger, event: Event, error: Exception) -> None:
+    signals.emit(
+        signals.PREDICATE_FAILED,
+        level="warning",
+        workflow_id=registered.workflow.id,
+        trigger_id=trigger.id,
+        event_id=event.id,
+        error=describe(error),
+    )

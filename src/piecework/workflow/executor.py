@@ -1,0 +1,472 @@
+"""One run, stage by stage: each stage's steps run concurrently, then one commit says what became of them.
+
+Whatever a crash interrupts begins again at the last commit. A step sees a copy of the state and returns a patch;
+the patches of a stage are committed together or not at all. An abort is looked at in every commit, so it cannot slip
+between two stages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from piecework.bus.event import Event
+from piecework.clock import micros
+from piecework.errors import (
+    AbortedError,
+    CrashedError,
+    ExecutionFailedError,
+    PieceworkError,
+    TimeoutExceededError,
+    ValidationError,
+    describe,
+)
+from piecework.run.failure import step_delay
+from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle, encode
+from piecework.run.lifecycle import ENDED, Status
+from piecework.run.logger import LogBook, RunLogger
+from piecework.store.items import Cleaned, CommitStage, Continue, NewEntry, Park, Settle
+from piecework.store.values import encode_mapping
+from piecework.store.verbs.runs import cleaned, commit_stage, settle
+from piecework.telemetry import signals
+from piecework.workflow.catalogue import KIND, Catalogue, Registered
+from piecework.workflow.context import StateView, StepContext
+from piecework.workflow.definition import Instruction, Pipeline, Stage, Step, pause
+from piecework.workflow.pause import WaitFor, resume_patch, waits_of
+from piecework.workflow.state import initial_state, merge, merge_all, snapshot
+from piecework.workspace.context import Host
+from piecework.workspace.inject import call_injected
+from piecework.workspace.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    from piecework.run.node import Node
+    from piecework.store.items import Accepting, Claimed, Progress, Route
+    from piecework.store.records import Run, Wait
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A run while it executes here: what the store last said, and what has happened since."""
+
+    run: Run
+    registered: Registered
+    pipeline: Pipeline
+    event: Event
+    state: dict[str, Any]
+    book: LogBook
+    visit: int
+    stage: str | None
+    entries: list[NewEntry] = field(default_factory=list)
+    body: asyncio.Task[None] | None = None
+    abort_reason: str | None = None
+
+    def note(self, type_: str, path: str = "", **payload: Any) -> None:
+        """Adds an entry that the next commit writes."""
+        self.entries.append(NewEntry(type=type_, path=path, payload=encode(payload) if payload else None))
+
+    def take_entries(self) -> tuple[NewEntry, ...]:
+        """The entries so far, for a commit."""
+        taken, self.entries = tuple(self.entries), []
+        return taken
+
+
+class Executor:
+    """The kind `workflow`: carries its runs to their next pause or their end.
+
+    Args:
+        host: The app, for workspaces.
+        catalogue: The registered workflows.
+        crash_limit: How often a run may take its process down without progress.
+        abort_grace_seconds: How long an aborted step may go on.
+        payload_limit_bytes: The largest encoded state.
+    """
+
+    name = KIND
+
+    def __init__(
+        self,
+        host: Host,
+        catalogue: Catalogue,
+        *,
+        crash_limit: int,
+        abort_grace_seconds: float,
+        payload_limit_bytes: int,
+    ) -> None:
+        self._host = host
+        self._catalogue = catalogue
+        self._crash_limit = crash_limit
+        self._abort_grace_seconds = abort_grace_seconds
+        self._limit = payload_limit_bytes
+        self._node: Node | None = None
+        self.flights: dict[str, Flight] = {}
+
+    def attach(self, node: Node) -> None:
+        """Says which node commits for this executor."""
+        self._node = node
+
+    @property
+    def node(self) -> Node:
+        """The node that commits."""
+        assert self._node is not None
+        return self._node
+
+    def known(self) -> list[str]:
+        """The workflows whose runs may be claimed here."""
+        return self._catalogue.ids()
+
+    def routes(self, event: Event) -> list[Route]:
+        """The triggers that an event matches."""
+        return self._catalogue.routes(event)
+
+    def matches(self, wait: Wait, entry: Accepting) -> dict[str, Any] | None:
+        """Whether an event meets a wait."""
+        return resume_patch(wait, entry)
+
+    def abort(self, run_id: str, reason: str) -> None:
+        """Tells a run that executes here to end: its steps are cancelled, nothing of its stage is committed."""
+        flight = self.flights.get(run_id)
+        if flight is not None and flight.abort_reason is None:
+            flight.abort_reason = reason
+            if flight.body is not None:
+                flight.body.cancel()
+
+    async def execute(self, claimed: Claimed) -> None:
+        """Carries a run to its next pause or its end."""
+        if Status(claimed.run.status) in ENDED:
+            await self._clean(claimed.run)
+            return
+        try:
+            flight = self._board(claimed)
+        except PieceworkError as error:
+            await self._settle_without_code(claimed.run, error)
+            return
+        self.flights[flight.run.run_id] = flight
+        try:
+            await self._fly(flight)
+        finally:
+            del self.flights[flight.run.run_id]
+
+    # -- the heart -----------------------------------------------------------------------------------------------
+
+    async def _fly(self, flight: Flight) -> None:
+        """Runs stages until the run pauses or ends; settles, closes its workspace, frees its slot."""
+        committed = ended = False
+        try:
+            async with self._workspace(flight) as ws:
+                error = self._verdict_before(flight) or await self._run_body(flight, ws)
+                await flight.book.flush()
+                ended = await self._settle(flight, error)
+                committed = True
+        except BaseExceptionGroup:
+            if not committed:
+                raise
+            # What failed while closing has been shown by the workspace; the run's outcome stands.
+        if ended:
+            await self._clean(flight.run)
+
+    async def _run_stages(self, flight: Flight, ws: Workspace) -> None:
+        """Goes from stage to stage; returns when the run has nothing more to do, raises `_Parked` when it pauses."""
+        while (stage := self._stage(flight)) is not None:
+            patches = await self._run_steps(flight, ws, stage)
+            state = merge_all(flight.state, patches)
+            instruction, wait_for = self._route(flight, stage, state)
+            await flight.book.flush()
+            await self._commit(flight, stage, state, instruction, wait_for)
+
+    # -- its parts -----------------------------------------------------------------------------------------------
+
+    def _board(self, claimed: Claimed) -> Flight:
+        run = claimed.run
+        registered = self._catalogue.get(run.workflow_id)
+        event = _event_of(claimed)
+        stored = claimed.values.get("state")
+        if stored is not None:
+            state = msgspec.json.decode(stored)
+        else:
+            told = {"id": event.id, "type": event.type, "payload": event.payload, "space": event.space}
+            state = initial_state(
+                event.payload,
+                workflow_id=run.workflow_id,
+                trigger_id=run.trigger_id,
+                pipeline_id=run.pipeline_id,
+                event=told,
+            )
+        patch = claimed.values.get("patch")
+        if patch is not None:
+            state = merge(state, msgspec.json.decode(patch))
+        return Flight(
+            run=run,
+            registered=registered,
+            pipeline=registered.workflow.pipelines[run.trigger_id],
+            event=event,
+            state=state,
+            book=LogBook(self.node.commit, run.run_id, run.epoch, run.decision, run.attempt),
+            visit=run.visit,
+            stage=run.stage,
+            abort_reason=run.abort_reason,
+        )
+
+    def _workspace(self, flight: Flight) -> Any:
+        run = flight.run
+        return open_workspace(
+            self._host,
+            parents=(flight.registered.container,),
+            space=run.space,
+            key=run.run_id,
+            run_id=run.run_id,
+            logger=RunLogger(flight.book, run_id=run.run_id, workflow_id=run.workflow_id),
+        )
+
+    def _verdict_before(self, flight: Flight) -> PieceworkError | None:
+        run = flight.run
+        if flight.abort_reason is not None:
+            return AbortedError(f"run {run.run_id} was aborted: {flight.abort_reason}")
+        if run.attempt > self._crash_limit:
+            return CrashedError(
+                f"run {run.run_id} took its process down {self._crash_limit} times at stage "
+                f"{run.stage or flight.pipeline.stages[0].id!r} without progress; its checkpoint is kept",
+                run_id=run.run_id,
+            )
+        return None
+
+    async def _run_body(self, flight: Flight, ws: Workspace) -> BaseException | None:
+        """Runs the stages in a task of their own, so that an abort can cancel them and still settle the run."""
+        flight.body = asyncio.create_task(self._run_stages(flight, ws), name=f"stages-{flight.run.run_id}")
+        try:
+            await asyncio.wait({flight.body})
+        except asyncio.CancelledError:
+            flight.body.cancel()
+            await asyncio.wait({flight.body}, timeout=self._abort_grace_seconds)
+            raise
+        if flight.abort_reason is not None:
+            return AbortedError(f"run {flight.run.run_id} was aborted: {flight.abort_reason}")
+        return flight.body.exception()
+
+    def _stage(self, flight: Flight) -> Stage | None:
+        if flight.stage is None:
+            return None if flight.visit else flight.pipeline.stages[0]
+        return flight.pipeline.stages[flight.pipeline.position(flight.stage)]
+
+    async def _run_steps(self, flight: Flight, ws: Workspace, stage: Stage) -> list[tuple[str, dict[str, Any]]]:
+        """All steps of a stage, concurrently, to their ends; any failure fails the stage and discards all patches."""
+        try:
+            async with asyncio.timeout(stage.timeout_seconds) as limit:
+                if len(stage.steps) == 1:
+                    results = [await _caught(self._run_step(flight, ws, stage, stage.steps[0]))]
+                else:
+                    runs = (_caught(self._run_step(flight, ws, stage, step)) for step in stage.steps)
+                    results = await asyncio.gather(*runs)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutExceededError(
+                f"stage {stage.id!r} took longer than {stage.timeout_seconds:g} s", stage=stage.id
+            ) from None
+        failures = [result for result in results if isinstance(result, Exception)]
+        if failures:
+            raise _stage_failure(stage, failures)
+        return [(step.id, patch) for step, patch in zip(stage.steps, results, strict=True) if isinstance(patch, dict)]
+
+    async def _run_step(self, flight: Flight, ws: Workspace, stage: Stage, step: Step) -> dict[str, Any]:
+        path = f"{stage.id}/{step.id}"
+        attempt = 1
+        while True:
+            try:
+                patch = await self._attempt(flight, ws, stage, step, attempt)
+            except Exception as error:
+                if attempt > step.retries or isinstance(error, TimeoutExceededError | ValidationError):
+                    flight.note("step:failed", path, attempt=attempt, error=describe(error))
+                    raise
+                delay = step_delay(attempt, random.random())  # noqa: S311 - spreads retries, keeps no secret
+                flight.note("step:retry", path, attempt=attempt, error=describe(error), delay_seconds=round(delay, 3))
+                await self._host.clock.sleep(delay)
+                attempt += 1
+            else:
+                flight.note("step:completed", path, attempt=attempt)
+                return patch
+
+    async def _attempt(self, flight: Flight, ws: Workspace, stage: Stage, step: Step, attempt: int) -> dict[str, Any]:
+        run = flight.run
+        key = f"{run.run_id}/{flight.visit}/{stage.id}/{step.id}"
+        logger = RunLogger(flight.book, f"{stage.id}/{step.id}", run_id=run.run_id, workflow_id=run.workflow_id)
+        try:
+            async with asyncio.timeout(step.timeout_seconds) as limit, ws.fork(key=key, logger=logger) as fork:
+                ctx = StepContext(
+                    run_id=run.run_id,
+                    workflow_id=run.workflow_id,
+                    pipeline_id=run.pipeline_id,
+                    stage_id=stage.id,
+                    step_id=step.id,
+                    attempt=attempt,
+                    state=snapshot(flight.state),
+                    event=flight.event,
+                    workspace=fork,
+                    logger=logger,
+                    idempotency_key=key,
+                    _aborting=lambda: flight.abort_reason is not None,
+                )
+                value = await call_injected(step.action, fork, (ctx,), {})
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutExceededError(
+                f"step {stage.id}/{step.id} took longer than {step.timeout_seconds:g} s", step=step.id
+            ) from None
+        return self._checked(value, f"what step {stage.id}/{step.id} returned")
+
+    def _checked(self, value: Any, what: str) -> dict[str, Any]:
+        """A step's patch as it will be read back; nothing for None."""
+        if value is None:
+            return {}
+        patch: dict[str, Any] = msgspec.json.decode(encode_mapping(value, what=what, limit_bytes=self._limit))
+        return patch
+
+    def _route(self, flight: Flight, stage: Stage, state: dict[str, Any]) -> tuple[Instruction, WaitFor | None]:
+        if stage.wait is None and isinstance(stage.router, Instruction):
+            return stage.router, None
+        view = StateView(snapshot(state), flight.run.run_id, flight.run.workflow_id, flight.event)
+        if stage.wait is not None:
+            wait_for = stage.wait if isinstance(stage.wait, WaitFor) else stage.wait(view)
+            if not isinstance(wait_for, WaitFor):
+                raise ValidationError(
+                    f"the wait function of stage {stage.id!r} has to answer a WaitFor, not {wait_for!r:.80}"
+                )
+            return pause(), wait_for
+        assert callable(stage.router)
+        instruction = stage.router(view)
+        if not isinstance(instruction, Instruction):
+            raise ValidationError(
+                f"the router of stage {stage.id!r} has to answer advance, terminate, jump(…) or pause(…), "
+                f"not {instruction!r:.80}"
+            )
+        return instruction, None
+
+    async def _commit(
+        self, flight: Flight, stage: Stage, state: dict[str, Any], instruction: Instruction, wait_for: WaitFor | None
+    ) -> None:
+        target = _target(flight.pipeline, stage, instruction)
+        flight.note("stage:completed", stage.id, next=target, instruction=instruction.action)
+        flight.state = state
+        flight.stage = target
+        if instruction.action != "pause" and target is None:
+            flight.visit += 1  # the settle that follows at once carries the state
+            return
+        then: Continue | Park
+        if instruction.action == "pause":
+            waits = () if wait_for is None else waits_of(wait_for, flight.run.run_id)
+            seconds = instruction.timeout_seconds
+            then = Park(stage=target, waits=waits, timeout=None if seconds is None else micros(seconds))
+        else:
+            assert target is not None
+            then = Continue(stage=target)
+        item = CommitStage(
+            run_id=flight.run.run_id,
+            epoch=flight.run.epoch,
+            visit=flight.visit,
+            state=encode_mapping(state, what="the run's state", limit_bytes=self._limit),
+            entries=flight.take_entries(),
+            then=then,
+        )
+        progress: Progress = await self.node.commit(commit_stage, item, decide_commit_stage)
+        flight.visit += 1
+        self._follow(flight, progress)
+
+    def _follow(self, flight: Flight, progress: Progress) -> None:
+        """Does what a commit's answer asks for."""
+        flight.book.decided(progress.decision, 0)
+        if progress.outcome == "aborted":
+            flight.abort_reason = progress.reason
+            raise AbortedError(f"run {flight.run.run_id} was aborted: {progress.reason}")
+        if progress.outcome == "parked":
+            raise _Parked
+        if progress.outcome == "resumed" and progress.patch is not None:
+            flight.state = merge(flight.state, msgspec.json.decode(progress.patch))
+
+    async def _settle(self, flight: Flight, error: BaseException | None) -> bool:
+        """Commits the end of a run, unless it paused; answers whether it ended."""
+        run = flight.run
+        if isinstance(error, _Parked):
+            signals.emit(signals.RUN_PAUSED, level="debug", stage=flight.stage)
+            self.node.news.announce(run.run_id, Status.PAUSED)
+            return False
+        item = Settle(
+            run_id=run.run_id,
+            epoch=run.epoch,
+            status=_status_of(error),
+            state=encode(flight.state) if error is None else None,
+            error=None if error is None else encode(describe(error)).decode(),
+            entries=flight.take_entries(),
+        )
+        status: str = await self.node.commit(settle, item, decide_settle)
+        shown = None if error is None else describe(error)
+        level = "info" if status == Status.COMPLETED else "warning"
+        signals.emit(signals.RUN_ENDED, level=level, status=status, error=shown)
+        self.node.news.announce(run.run_id, status)
+        return True
+
+    async def _settle_without_code(self, run: Run, error: PieceworkError) -> None:
+        item = Settle(run_id=run.run_id, epoch=run.epoch, status=Status.FAILED, error=encode(describe(error)).decode())
+        status: str = await self.node.commit(settle, item, decide_settle)
+        signals.emit(signals.RUN_ENDED, level="warning", status=status, error=describe(error))
+        self.node.news.announce(run.run_id, status)
+        await self._clean(run)
+
+    async def _clean(self, run: Run) -> None:
+        started: int = await self.node.commit(cleaned, Cleaned(run_id=run.run_id, epoch=run.epoch), decide_cleaned)
+        if started:
+            self.node.wake()
+
+
+class _Parked(Exception):  # noqa: N818 - a signal to the heart, not an error
+    """The run has paused: its commit said so."""
+
+
+async def _caught(step: Any) -> dict[str, Any] | Exception:
+    """A step's patch, or its failure as a value, so that its neighbours go on."""
+    try:
+        patch: dict[str, Any] = await step
+    except Exception as error:  # noqa: BLE001 - collected and raised together with those of its neighbours
+        return error
+    return patch
+
+
+def _stage_failure(stage: Stage, failures: list[Exception]) -> Exception:
+    """One failure as it is where it says more than EXECUTION_FAILED, else all of them in a sentence."""
+    first = failures[0]
+    if len(failures) == 1 and isinstance(first, PieceworkError):
+        return first
+    causes = ", ".join(f"{type(f).__name__}: {describe(f)['message']}" for f in failures)
+    error = ExecutionFailedError(
+        f"{len(failures)} step(s) failed in {stage.label}:{stage.id}: {causes}", stage=stage.id
+    )
+    error.__cause__ = first if len(failures) == 1 else ExceptionGroup("steps", failures)
+    return error
+
+
+def _status_of(error: BaseException | None) -> Status:
+    if error is None:
+        return Status.COMPLETED
+    return Status.ABORTED if isinstance(error, AbortedError) else Status.FAILED
+
+
+def _target(pipeline: Pipeline, stage: Stage, instruction: Instruction) -> str | None:
+    """The stage that an instruction leads to; None is the end."""
+    if instruction.action == "terminate":
+        return None
+    if instruction.stage is not None:
+        pipeline.position(instruction.stage)
+        return instruction.stage
+    following = pipeline.position(stage.id) + 1
+    return pipeline.stages[following].id if following < len(pipeline.stages) else None
+
+
+def _event_of(claimed: Claimed) -> Event:
+    row = claimed.event
+    if row is not None:
+        return Event(row.type, msgspec.json.decode(row.payload), id=row.event_id, space=row.space, at=row.accepted_at)
+    told = msgspec.json.decode(claimed.values["args"])["event"]
+    return Event(told["type"], told["payload"], id=told["id"], space=told["space"], at=claimed.run.created_at)

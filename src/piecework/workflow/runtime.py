@@ -1,0 +1,372 @@
+"""The door to workflows: register them, and start, resume, abort, await and look at their runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from piecework.container.container import Container
+from piecework.container.env import EnvService
+from piecework.container.registry import Recipe, Registry
+from piecework.container.scope import Scope
+from piecework.errors import NotFoundError, PieceworkError, TimeoutExceededError, ValidationError
+from piecework.ids import new_id
+from piecework.run.admission import Transient
+from piecework.run.folds import decide_abort, decide_resume
+from piecework.run.info import RunInfo, TimelineEntry, run_info, timeline_entry
+from piecework.run.intake import check_payload
+from piecework.run.lifecycle import ENDED, Status
+from piecework.store.items import Abort, Aborted, Resume
+from piecework.store.records import Entry, Run
+from piecework.store.records import RunValue as StoredValue
+from piecework.store.values import check_identifier, decode, encode_mapping
+from piecework.store.verbs.runs import abort, resume
+from piecework.workflow.catalogue import KIND, Catalogue, Registered
+from piecework.workflow.definition import Workflow
+from piecework.workflow.pauses import Pauses
+from piecework.workflow.result import Result, RunMetadata, RunValue, error_from
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from piecework.bus.event import Event
+    from piecework.clock import Clock
+    from piecework.run.admission import Mode
+    from piecework.run.intake import Intake
+    from piecework.run.node import Node
+    from piecework.store.contract import Store
+    from piecework.workflow.executor import Executor
+    from piecework.workspace.context import Host
+
+_PAGE = 1000
+
+
+class Runtime:
+    """Runs workflows on a node.
+
+    Args:
+        host: The app.
+        store: Open.
+        node: Running.
+        intake: For invoked runs.
+        executor: Carries the runs.
+        catalogue: Where registered workflows stand.
+        clock: Tells the time.
+        env: The app's layer of variables.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        store: Store,
+        node: Node,
+        intake: Intake,
+        executor: Executor,
+        catalogue: Catalogue,
+        clock: Clock,
+        env: Mapping[str, str | None],
+    ) -> None:
+        self._host = host
+        self._store = store
+        self._node = node
+        self._intake = intake
+        self._executor = executor
+        self._catalogue = catalogue
+        self._clock = clock
+        self._env = env
+
+    # -- workflows -----------------------------------------------------------------------------------------------
+
+    async def register(self, workflow: Workflow, *, mode: Mode | None = None) -> None:
+        """Lets events start a workflow from now on. Whole or not at all.
+
+        Args:
+            workflow: The definition.
+            mode: How many runs may be live; Transient() when omitted.
+
+        Raises:
+            ConflictError: A workflow of that id is registered.
+            DuplicateKeyError: A service id is reserved, or given twice.
+            ValidationError: It is no workflow, or a service's scope does not fit.
+        """
+        if not isinstance(workflow, Workflow):
+            raise ValidationError(f"register needs a Workflow, not {workflow!r:.80}")
+        self._catalogue.check_free(workflow.id)
+        container = Container(
+            f"workflow {workflow.id}",
+            level=Scope.WORKFLOW,
+            registry=self._registry(workflow),
+            parents=(self._host.container,),
+            close_timeout_seconds=self._host.settings.close_timeout_seconds,
+        )
+        try:
+            await container.ready()
+            self._catalogue.add(Registered(workflow, Transient() if mode is None else mode, container))
+        except BaseException:
+            await container.dispose()
+            raise
+        await self._node.take_over()
+        self._node.wake()
+
+    async def deregister(self, workflow_id: str) -> None:
+        """Lets no further event reach a workflow, interrupts its runs and closes its services. Unknown ids: nothing.
+
+        Runs stay as they are in the store and go on when the workflow is registered again.
+        """
+        gone = self._catalogue.remove(workflow_id)
+        if gone is not None:
+            await self._node.interrupt(KIND, workflow_id)
+            await gone.container.dispose()
+
+    def has_workflow(self, workflow_id: str) -> bool:
+        """Whether a workflow is registered."""
+        return workflow_id in self._catalogue
+
+    def list_workflows(self) -> list[str]:
+        """The ids of the registered workflows."""
+        return self._catalogue.ids()
+
+    async def stop(self) -> None:
+        """Deregisters every workflow. Stopping twice is harmless."""
+        for workflow_id in self._catalogue.ids():
+            await self.deregister(workflow_id)
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    async def invoke(self, workflow_id: str, trigger_id: str, event: Event) -> Result:
+        """Runs a pipeline at once, past predicates and mode, and waits until it completes, fails or pauses.
+
+        Args:
+            workflow_id: A registered workflow.
+            trigger_id: Whose pipeline.
+            event: What the run is given.
+
+        Returns:
+            NOT_FOUND without metadata when there is no such workflow or trigger; else what the run came to. A caller
+            that is cancelled leaves the run to itself.
+        """
+        try:
+            workflow = self._catalogue.get(workflow_id).workflow
+            if trigger_id not in workflow.triggers:
+                raise NotFoundError.among("trigger", trigger_id, workflow.triggers)
+            told = _told(event)
+        except PieceworkError as error:
+            return Result(error=error)
+        run_id = new_id()
+        news = self._node.news.expect(run_id)
+        try:
+            await self._intake.enqueue(
+                KIND,
+                workflow_id,
+                {"event": told},
+                run_id=run_id,
+                space=event.space,
+                trigger_id=trigger_id,
+                pipeline_id=workflow.pipelines[trigger_id].id,
+                version=workflow.version,
+            )
+            await news
+        except PieceworkError as error:
+            return Result(error=error, metadata=await self._metadata(run_id))
+        finally:
+            news.cancel()
+        return await self._result(run_id)
+
+    async def resume(self, run_id: str, patch: Mapping[str, Any] | None = None) -> Result:
+        """Wakes a paused run and waits until it completes, fails or pauses again.
+
+        Args:
+            run_id: The run.
+            patch: Merged into its state before it goes on.
+
+        Returns:
+            NOT_FOUND for an unknown run; INVALID_STATE, with nothing changed, for one that is not paused.
+        """
+        given = dict(patch or {})
+        news = self._node.news.expect(run_id)
+        try:
+            encode_mapping(given, what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
+            item = Resume(run_id=run_id, reason="manual", patch=given)
+            await self._store.run(resume, item, decide_resume, self._clock.now())
+            self._node.wake()
+            await news
+        except PieceworkError as error:
+            return Result(error=error, metadata=await self._metadata(run_id))
+        finally:
+            news.cancel()
+        return await self._result(run_id)
+
+    async def abort(self, run_id: str, reason: str = "aborted by a call") -> bool:
+        """Ends a run: a queued or paused one at once, a running one as soon as its steps let go.
+
+        Returns:
+            False for a run that has ended or is being aborted already.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        item = Abort(run_id=run_id, reason=check_identifier(reason, "reason"))
+        outcome: Aborted = await self._store.run(abort, item, decide_abort, self._clock.now())
+        if outcome.aborted and outcome.owner is not None:
+            self._node.abort(run_id, reason)
+        elif outcome.aborted:
+            self._node.news.announce(run_id, Status.ABORTED)
+        self._node.wake()
+        return outcome.aborted
+
+    async def wait(self, run_id: str, *, until: str = "ended", timeout_seconds: float | None = None) -> Result:
+        """Waits until a run has ended, or has paused.
+
+        Args:
+            run_id: The run.
+            until: "ended" or "paused" (which an ended run meets too).
+            timeout_seconds: Raise after that long; None waits for ever.
+
+        Raises:
+            NotFoundError: There is no such run.
+            TimeoutExceededError: It did not get there in time; the run goes on.
+        """
+        if until not in {"ended", "paused"}:
+            raise ValidationError(f"wait(until={until!r}): choose 'ended' or 'paused'")
+        wanted = ENDED if until == "ended" else ENDED | {Status.PAUSED}
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while True:
+                    news = self._node.news.expect(run_id)
+                    try:
+                        if (await self._run(run_id)).status in wanted:
+                            return await self._result(run_id)
+                        await news
+                    finally:
+                        news.cancel()
+        except TimeoutError:
+            raise TimeoutExceededError(
+                f"run {run_id} was not {until} within {timeout_seconds:g} s; it goes on", run_id=run_id
+            ) from None
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    async def get(self, run_id: str) -> RunInfo:
+        """One run, of any kind, with its result.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        run = await self._run(run_id)
+        values = await self._values(run_id)
+        return run_info(run, result=values.get("result"))
+
+    async def watch(self, workflow_id: str, run_id: str) -> RunInfo | None:
+        """One run of a workflow as it stands now; None when there is none."""
+        rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+        return run_info(rows[0]) if rows and rows[0].workflow_id == workflow_id else None
+
+    async def list_all_runs(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        space: str | None = None,
+        kind: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> list[RunInfo]:
+        """Runs, the newest first.
+
+        Args:
+            status: Only those of a status.
+            workflow: Only those of a workflow, job or integration.
+            space: Only those of a tenant.
+            kind: Only workflow, job or piece runs.
+            limit: At most so many; None means all.
+            cursor: Behind this run id.
+
+        Raises:
+            ValidationError: The limit is below one, or there is no such status.
+            NotFoundError: The cursor is no run.
+        """
+        if limit is not None and limit < 1:
+            raise ValidationError(f"limit has to be at least 1, not {limit}")
+        if status is not None and status not in set(Status):
+            raise ValidationError(f"there is no status {status!r}; there are {', '.join(Status)}")
+        last = None if cursor is None else await self._run(cursor)
+        found: list[RunInfo] = []
+        while limit is None or len(found) < limit:
+            size = _PAGE if limit is None else min(_PAGE, limit - len(found))
+            params = {
+                "status": status,
+                "workflow": workflow,
+                "space": space,
+                "kind": kind,
+                "created_at": None if last is None else last.created_at,
+                "run_id": None if last is None else last.run_id,
+                "limit": size,
+            }
+            rows = await self._store.read("list_runs", params, Run)
+            found += [run_info(row) for row in rows]
+            if len(rows) < size:
+                break
+            last = rows[-1]
+        return found
+
+    async def state(self, run_id: str) -> dict[str, Any]:
+        """A run's data as of its last commit; empty before the first.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        await self._run(run_id)
+        return decode((await self._values(run_id)).get("state")) or {}
+
+    async def timeline(self, run_id: str) -> list[TimelineEntry]:
+        """What happened to a run, oldest first.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        await self._run(run_id)
+        rows = await self._store.read("timeline_of", {"run_id": run_id}, Entry)
+        return [timeline_entry(row, seq) for seq, row in enumerate(rows, start=1)]
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _registry(self, workflow: Workflow) -> Registry:
+        registry = Registry(service.recipe(Scope.WORKFLOW) for service in workflow.services)
+        env = EnvService(workflow.env, self._env)
+        registry.add(Recipe("__env__", lambda: env, Scope.WORKFLOW), internal=True)
+        executor = self._executor
+        pauses = Recipe("__pause_service__", lambda ctx: Pauses(executor, ctx.run_id), Scope.RUN)
+        registry.add(pauses, internal=True)
+        return registry
+
+    async def _run(self, run_id: str) -> Run:
+        rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+        if not rows:
+            raise NotFoundError(
+                f"there is no run {run_id!r}: `piecework runs list` shows those there are", run_id=run_id
+            )
+        found: Run = rows[0]
+        return found
+
+    async def _values(self, run_id: str) -> dict[str, bytes]:
+        rows = await self._store.read("values_of_runs", {"run_ids": [run_id]}, StoredValue)
+        return {row.name: row.data for row in rows}
+
+    async def _metadata(self, run_id: str) -> RunMetadata | None:
+        rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+        return RunMetadata(run_id, rows[0].status) if rows else None
+
+    async def _result(self, run_id: str) -> Result:
+        run = await self._run(run_id)
+        metadata = RunMetadata(run_id, run.status)
+        info = run_info(run)
+        if info.error is not None and run.status in {Status.FAILED, Status.ABORTED}:
+            return Result(error=error_from(info.error), metadata=metadata)
+        state = decode((await self._values(run_id)).get("state")) or {}
+        return Result(value=RunValue(run.status, state, info.waiting_for), metadata=metadata)
+
+
+def _told(event: Event) -> dict[str, Any]:
+    check_identifier(event.type, "event type")
+    check_payload(event.payload)
+    return {"id": event.id or new_id(), "type": event.type, "payload": event.payload, "space": event.space}

@@ -1,0 +1,88 @@
+"""How a run's data grows: from its event, by the patches of its steps. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from piecework.errors import ConflictError
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder()
+META = "__run_meta__"
+TRIGGER_EVENT = "__trigger_event__"
+
+
+def initial_state(
+    payload: dict[str, Any], *, workflow_id: str, trigger_id: str, pipeline_id: str, event: dict[str, Any]
+) -> dict[str, Any]:
+    """The state that a run begins with: the payload's keys, and where it comes from."""
+    return {
+        **payload,
+        META: {"workflow": workflow_id, "trigger": trigger_id, "pipeline": pipeline_id},
+        TRIGGER_EVENT: event,
+    }
+
+
+def merge(state: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """A new state: mappings are merged key by key at every depth, everything else is replaced."""
+    merged = dict(state)
+    for key, value in patch.items():
+        before = merged.get(key)
+        merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def merge_all(state: dict[str, Any], patches: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Merges the patches of a stage's steps, in the order in which the stage declares them.
+
+    Args:
+        state: Before the stage.
+        patches: Pairs of step id and patch.
+
+    Raises:
+        ConflictError: Two steps wrote different values to the same place.
+    """
+    written: dict[tuple[str, ...], tuple[str, Any]] = {}
+    for step_id, patch in patches:
+        for path, value in _leaves(patch):
+            other = _clash(written, path, value)
+            if other is not None:
+                where = ".".join(path)
+                raise ConflictError(
+                    f"steps {other!r} and {step_id!r} both wrote {where!r}, with different values: "
+                    "let one of them write it, or put them into two stages",
+                    path=where,
+                    steps=[other, step_id],
+                )
+            written[path] = (step_id, value)
+        state = merge(state, patch)
+    return state
+
+
+def snapshot(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy that a step may do with what it likes; by way of JSON, which it is, and ten times as fast."""
+    copied: dict[str, Any] = _decoder.decode(_encoder.encode(state))
+    return copied
+
+
+def _leaves(patch: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for key, value in patch.items():
+        path = (*prefix, key)
+        if isinstance(value, dict) and value:
+            found += _leaves(value, path)
+        else:
+            found.append((path, value))
+    return found
+
+
+def _clash(written: dict[tuple[str, ...], tuple[str, Any]], path: tuple[str, ...], value: Any) -> str | None:
+    for length in range(1, len(path)):
+        if path[:length] in written:
+            return written[path[:length]][0]
+    for other, (step_id, before) in written.items():
+        if other[: len(path)] == path and (other != path or before != value):
+            return step_id
+    return None

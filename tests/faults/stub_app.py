@@ -1,0 +1,245 @@
+"""A tiny application for real zygotes: pieces that behave, and pieces that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from piecework.errors import NotFoundError
+from piecework.process import inside
+from piecework.run.outcome import RetryAfter, Skipped, Success
+from piecework.space.piece import PieceDefinition
+
+PIECES = {}
+GENERATOR = random.Random()
+
+
+def say(text):
+    sys.stdout.write(f"{text}\n")
+
+
+def piece(name, **options):
+    def define(fn):
+        PIECES[name] = PieceDefinition(integration=name, fn=fn, **options)
+        return fn
+
+    return define
+
+
+class StubWorkspace:
+    def __init__(self, ask):
+        self._ask = ask
+
+    async def publish(self, type, payload, *, id=None):  # noqa: A002 - the event's own words
+        return await self._ask("publish", {"type": type, "payload": payload, "id": id})
+
+    async def require(self, name):
+        return {"name": name}
+
+
+class StubHost:
+    def __init__(self, ask):
+        self._ask = ask
+
+    def piece(self, integration):
+        if integration not in PIECES:
+            raise NotFoundError.among("piece kind", integration, PIECES)
+        return PIECES[integration]
+
+    @contextlib.asynccontextmanager
+    async def workspace(self, *, space, key, params=None):
+        yield StubWorkspace(self._ask)
+
+
+class StubApp:
+    @contextlib.asynccontextmanager
+    async def worker_side(self, init, ask):
+        if init.config.get("broken"):
+            raise RuntimeError("the database is not there")
+        if init.config.get("slow"):
+            await ask("publish", {"type": "told", "payload": {"word": "opening"}})
+            await asyncio.Event().wait()
+        say(f"open {init.space}")
+        yield StubHost(ask)
+        say(f"closed {init.space}")
+
+
+app = StubApp()
+
+
+def create_app():
+    return StubApp()
+
+
+async def told(piece, word):
+    await piece.publish("told", {"word": word, "pid": os.getpid()})
+
+
+@piece("plain")
+async def plain(piece):
+    piece.state["count"] = piece.state.get("count", 0) + 1
+    return Success({"config": piece.config, "attempt": piece.attempt})
+
+
+@piece("sync")
+def sync(piece):
+    return Skipped("not modified")
+
+
+@piece("later")
+async def later(piece):
+    return RetryAfter(seconds=5)
+
+
+@piece("returns-coroutine")
+def returns_coroutine(piece):
+    return plain(piece)
+
+
+@piece("junk")
+async def junk(piece):
+    return 42
+
+
+@piece("unjson")
+async def unjson(piece):
+    return Success(object())
+
+
+@piece("raises")
+async def raises(piece):
+    piece.state["count"] = 99
+    raise LookupError("no such feed")
+
+
+@piece("spawns")
+async def spawns(piece):
+    async def child():
+        await told(piece, "child began")
+        await told(piece, "child ended")
+
+    piece.spawn(child())
+
+
+@piece("strict", accounting="strict")
+async def strict(piece):
+    asyncio.get_running_loop().create_task(asyncio.sleep(3600))
+
+
+@piece("spawns-failing")
+async def spawns_failing(piece):
+    async def child():
+        await asyncio.sleep(0)
+        raise ValueError("boom in a child")
+
+    piece.kept = asyncio.ensure_future(child())
+
+
+@piece("never-awaited")
+async def never_awaited(piece):
+    told(piece, "never")
+
+
+@piece("detaches")
+async def detaches(piece):
+    async def child():
+        await told(piece, "detached")
+
+    piece.detached(child())
+
+
+@piece("thread")
+async def thread(piece):
+    loop = asyncio.get_running_loop()
+    loop.run_in_executor(None, lambda: asyncio.run_coroutine_threadsafe(told(piece, "thread"), loop).result())
+
+
+@piece("forever")
+async def forever(piece):
+    await told(piece, "began")
+    await asyncio.Event().wait()
+
+
+@piece("stubborn")
+async def stubborn(piece):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
+    await told(piece, child.pid)
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+@piece("busy")
+async def busy(piece):
+    await told(piece, "began")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.monotonic()
+
+
+@piece("cleans-up")
+async def cleans_up(piece):
+    try:
+        say("working")
+        while True:
+            time.monotonic()
+    finally:
+        say("cleaned up")
+
+
+@piece("exits")
+async def exits(piece):
+    await told(piece, "exiting")
+    os._exit(3)
+
+
+@piece("segfaults")
+async def segfaults(piece):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@piece("garbage")
+async def garbage(piece):
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            sock = socket.socket(fileno=os.dup(descriptor))
+            sock.sendall(b"\x00\x00\x00\x03abc")
+    await asyncio.Event().wait()
+
+
+@piece("meets")
+async def meets(piece):
+    await piece.publish("meet", {})
+
+
+@piece("asks-wrongly")
+async def asks_wrongly(piece):
+    await piece.publish("refused", {})
+
+
+@piece("logs")
+async def logs(piece):
+    piece.logger.info("hello", pages=3, thing=object)
+    say("printed")
+
+
+@piece("environment")
+async def environment(piece):
+    return Success(dict(os.environ))
+
+
+@piece("inside")
+async def is_inside(piece):
+    return Success(inside())
+
+
+@piece("random")
+async def shuffled(piece):
+    return Success(str(GENERATOR.random()))
