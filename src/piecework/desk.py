@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 import msgspec
@@ -374,10 +375,8 @@ def _page(items: list[Any], *, next_cursor: str | None = None) -> dict[str, Any]
 
 
 def _versions() -> dict[str, Any]:
-    import piecework
-
     return {
-        "piecework": piecework.__version__,
+        "piecework": version("piecework"),
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
         "frames": protocol.VERSION,

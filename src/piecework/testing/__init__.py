@@ -1,1 +1,6 @@
-"""."""
+"""What tests of Piecework, and of what is built on it, are made with.
+
+`clock` is time that moves when told to. `contracts` is the suite that every store has to pass: read it to learn what
+a store promises. `verbs` speaks to a store in the words of its verbs, `invariants` looks whether what is stored can be
+true; the `promises_*` files are the suite's parts. May import everything below `app`; pytest is needed.
+"""

@@ -1,0 +1,96 @@
+"""How a command finds the node of a store, and what every such command takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from piecework.app import default_store
+from piecework.cli.importing import app_name, load_app
+from piecework.config import Settings, tool_setting
+from piecework.run.link import LinkClient
+from piecework.store.sqlite import sqlite_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cyclopts import Token
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Which node a command asks.
+
+    Attributes:
+        store: Its store.
+        app: An application whose own store it is.
+    """
+
+    store: Annotated[str | None, Parameter(help="Store of the node (sqlite:///FILE); default PIECEWORK_STORE.")] = None
+    app: Annotated[str | None, Parameter(help="MODULE:ATTRIBUTE of an app, to ask the node of its store.")] = None
+
+    def url(self) -> str:
+        """The store: the one named, else the named app's own, else the default.
+
+        Raises:
+            AppImportError: The named app cannot be imported.
+        """
+        if self.store is not None:
+            return self.store
+        told = os.environ.get("PIECEWORK_STORE") or tool_setting("store")
+        name = self.app or (None if told else app_name())
+        own = load_app(name)._store_url if name else None  # noqa: SLF001 - what its node would open; it stays closed here
+        return own or default_store()
+
+    def path(self) -> Path:
+        """The store's file.
+
+        Raises:
+            ValidationError: It is no address of a file.
+        """
+        return sqlite_path(self.url()).absolute()
+
+
+def _read_object(_kind: Any, tokens: Sequence[Token]) -> dict[str, Any]:
+    text = tokens[0].value
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"this is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'a JSON object such as {{"id": 7}} is needed, not {text:.40}')  # noqa: TRY004 - becomes a usage error
+    return value
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"this is not JSON: it has no word {word}")
+
+
+JsonObject = Annotated[dict[str, Any], Parameter(converter=_read_object, accepts_keys=False, n_tokens=1)]
+"""An option that is a JSON object."""
+
+AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs.", show_default=False)]
+"""The option of every command that shows something."""
+
+
+async def ask(where: Where, op: str, **args: Any) -> Any:
+    """Asks the node; what is None is left out.
+
+    Args:
+        where: Which node.
+        op: What for; see `piecework.desk`.
+        **args: With what.
+
+    Raises:
+        NoNodeError: There is none.
+        PieceworkError: The node's answer.
+    """
+    timeout_seconds = Settings.load().connect_timeout_seconds
+    async with await LinkClient.connect(where.path(), timeout_seconds=timeout_seconds) as link:
+        return await link.ask(op, **{name: value for name, value in args.items() if value is not None})

@@ -1,0 +1,166 @@
+"""`piecework doctor`: what this machine, this installation and this store are fit for. Needs no server."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sqlite3
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+from cyclopts import Parameter
+
+from piecework.cli.asking import AsJson, Where
+from piecework.cli.importing import app_name, load_app
+from piecework.cli.telling import show_json, show_table
+from piecework.errors import NoNodeError, PieceworkError, StoreError
+from piecework.process import linux
+from piecework.run.link import LinkClient
+from piecework.store.lockfile import read_note
+from piecework.store.migrate import inspect_sqlite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+).*;.*\bextra\s*==\s*['\"]([^'\"]+)['\"]")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        status: ok, warning (something is not there or not enforced) or failed.
+        detail: What was found, and what to do about it.
+    """
+
+    name: str
+    status: str
+    detail: str
+
+
+async def doctor(*, as_json: AsJson = False, where: Annotated[Where | None, Parameter(name="*")] = None) -> int:
+    """Look at this machine, this installation, the store and the app, and say what is missing.
+
+    Args:
+        as_json: Print JSON.
+        where: Which store and app.
+
+    Returns:
+        1 when something failed.
+    """
+    asked = where or Where()
+    findings = [*_machine(), *_extras(), *_app(asked), *await _store(asked)]
+    if as_json:
+        show_json({"items": [asdict(finding) for finding in findings], "next_cursor": None})
+    else:
+        rows = [(finding.name, finding.status, finding.detail) for finding in findings]
+        show_table(("what", "status", "found"), rows, nothing="nothing was looked at")
+    return int(any(finding.status == "failed" for finding in findings))
+
+
+def _machine() -> Iterator[Finding]:
+    import piecework
+
+    yield Finding("piecework", "ok", piecework.__version__)
+    yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    yield Finding("platform", "ok", platform.platform())
+    yield Finding("sqlite", "ok", sqlite3.sqlite_version)
+    pidfds, subreaper = hasattr(os, "pidfd_open"), linux.become_subreaper()
+    detail = f"pidfd {_word(pidfds)}, prctl {_word(sys.platform == 'linux')}, subreaper {_word(subreaper)}"
+    if linux.can_run_workers():
+        lost = "a worker's daemons outlive a kill of its keeper and zygote together"
+        yield Finding("workers", "ok", f"session mode: {detail}; {lost}")
+    else:
+        yield Finding("workers", "warning", f"none here: {detail}; pieces need Linux, all else runs")
+
+
+def _word(there: bool) -> str:
+    return "yes" if there else "no"
+
+
+def _extras() -> Iterator[Finding]:
+    try:
+        requirements = importlib.metadata.requires("piecework") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("extras", "warning", "piecework is not installed as a package: they cannot be told")
+        return
+    parts: dict[str, list[str]] = {}
+    for requirement in requirements:
+        if found := _REQUIREMENT.match(requirement):
+            parts.setdefault(found[2], []).append(found[1])
+    for extra, packages in parts.items():
+        missing = [package for package in packages if not _installed(package)]
+        if missing:
+            detail = f"missing {', '.join(missing)}: pip install 'piecework[{extra}]'"
+            yield Finding(f"extra {extra}", "warning", detail)
+        else:
+            yield Finding(f"extra {extra}", "ok", ", ".join(packages))
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _app(where: Where) -> Iterator[Finding]:
+    name = where.app or app_name()
+    if name is None:
+        return
+    try:
+        yield Finding("app", "ok", f"{name} is {load_app(name).name!r}")
+    except PieceworkError as error:
+        yield Finding("app", "failed", error.message)
+
+
+async def _store(where: Where) -> list[Finding]:
+    try:
+        path = where.path()
+    except PieceworkError as error:
+        return [Finding("store", "failed", error.message)]
+    return [_file(path), await _node(path)]
+
+
+def _file(path: Path) -> Finding:
+    if not path.exists():
+        return Finding("store", "ok", f"{path} is not there yet: `piecework serve` makes it")
+    try:
+        version = _version(path)
+    except (PieceworkError, sqlite3.Error, OSError) as error:
+        return Finding("store", "failed", str(error))
+    pid = read_note(path).get("pid")
+    holder = f"open in process {pid}" if pid else "open in no process"
+    return Finding("store", "ok", f"{path}, schema version {version}, {holder}")
+
+
+def _version(path: Path) -> int:
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path} cannot be opened: {error}") from error
+    try:
+        return inspect_sqlite(connection, str(path))
+    finally:
+        connection.close()
+
+
+async def _node(path: Path) -> Finding:
+    try:
+        async with await LinkClient.connect(path, timeout_seconds=0) as link:
+            info: dict[str, Any] = await link.ask("info")
+    except NoNodeError as error:
+        return Finding("node", "failed" if "pid" in error.data else "ok", error.message)
+    except PieceworkError as error:
+        return Finding("node", "failed", error.message)
+    workers = sum(space["pid"] is not None for space in info["spaces"])
+    detail = f"{info['node_id']} of app {info['app']!r} answers in process {info['pid']}, {workers} workers"
+    return Finding("node", "ok", detail)

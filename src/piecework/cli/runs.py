@@ -1,0 +1,198 @@
+"""`piecework runs`: look at runs, and lend a hand."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from piecework.cli.asking import AsJson, JsonObject, Where, ask
+from piecework.cli.telling import error_text, moment, say, show_fields, show_json, show_table, show_timeline
+from piecework.errors import InvalidStateError
+
+runs = App("runs", help="Look at runs, resume and abort them.")
+
+_Where = Annotated[Where | None, Parameter(name="*")]
+_Limit = Annotated[int, Parameter(help="At most so many, up to 1000.")]
+
+
+@runs.command(name="list")
+async def list_runs(
+    *,
+    status: str | None = None,
+    workflow: str | None = None,
+    space: str | None = None,
+    kind: Literal["workflow", "job", "piece"] | None = None,
+    limit: _Limit = 50,
+    cursor: str | None = None,
+    as_json: AsJson = False,
+    where: _Where = None,
+) -> None:
+    """List runs, the newest first.
+
+    Args:
+        status: Only queued, running, paused, completed, failed or aborted ones.
+        workflow: Only those of a workflow, job or integration.
+        space: Only those of a tenant.
+        kind: Only those of a kind of work.
+        limit: At most so many.
+        cursor: Go on behind this run id.
+        as_json: Print JSON.
+        where: Which node.
+    """
+    page = await ask(
+        where or Where(),
+        "runs.list",
+        status=status,
+        workflow=workflow,
+        space=space,
+        kind=kind,
+        limit=limit,
+        cursor=cursor,
+    )
+    if as_json:
+        show_json(page)
+        return
+    show_runs(page["items"], nothing="no runs")
+    if page["next_cursor"]:
+        say(f"there are more: --cursor {page['next_cursor']}")
+
+
+@runs.command
+async def show(run_id: str, /, *, as_json: AsJson = False, where: _Where = None) -> None:
+    """Show a run and its state.
+
+    Args:
+        run_id: Which run.
+        as_json: Print JSON.
+        where: Which node.
+    """
+    run = await ask(where or Where(), "runs.show", run_id=run_id)
+    if as_json:
+        show_json(run)
+    else:
+        show_run(run)
+
+
+@runs.command
+async def timeline(run_id: str, /, *, as_json: AsJson = False, where: _Where = None) -> None:
+    """Show what happened to a run, oldest first.
+
+    Args:
+        run_id: Which run.
+        as_json: Print JSON.
+        where: Which node.
+    """
+    page = await ask(where or Where(), "runs.timeline", run_id=run_id)
+    if as_json:
+        show_json(page)
+    else:
+        show_timeline(page["items"])
+
+
+@runs.command
+async def resume(
+    run_id: str,
+    /,
+    *,
+    patch: JsonObject | None = None,
+    no_wait: bool = False,
+    as_json: AsJson = False,
+    where: _Where = None,
+) -> None:
+    """Wake a paused run and wait until it completes, fails or pauses again.
+
+    Args:
+        run_id: Which run.
+        patch: A JSON object that is merged into its state.
+        no_wait: Return as soon as the run is woken.
+        as_json: Print JSON.
+        where: Which node.
+    """
+    came_to = await ask(where or Where(), "runs.resume", run_id=run_id, patch=patch, wait=not no_wait)
+    if as_json:
+        show_json(came_to)
+        return
+    waiting = came_to.get("waiting_for")
+    say(f"run {run_id} is {came_to['status']}" + (f", waiting for {', '.join(waiting)}" if waiting else ""))
+
+
+@runs.command
+async def abort(run_id: str, /, *, reason: str | None = None, as_json: AsJson = False, where: _Where = None) -> None:
+    """Abort a run; a running one ends as soon as its steps let go.
+
+    Args:
+        run_id: Which run.
+        reason: Why, for its timeline.
+        as_json: Print JSON.
+        where: Which node.
+
+    Raises:
+        InvalidStateError: It had ended already.
+    """
+    answer = await ask(where or Where(), "runs.abort", run_id=run_id, reason=reason)
+    if not answer["aborted"]:
+        raise InvalidStateError(f"run {run_id} has ended, or is being aborted already: `piecework runs show` tells")
+    if as_json:
+        show_json(answer)
+    else:
+        say(f"run {run_id} is aborted")
+
+
+def show_runs(items: list[dict[str, Any]], *, nothing: str) -> None:
+    """Prints runs as a table."""
+    rows = [
+        (
+            run["run_id"],
+            run["outcome"] or run["status"],
+            run["kind"],
+            run["workflow_id"],
+            run["space"],
+            run["stage"] or run["key"],
+            moment(run["created_at"]),
+            error_text(run["error"]) or _what_next(run),
+        )
+        for run in items
+    ]
+    columns = ("run", "status", "kind", "name", "space", "at", "created", "note")
+    show_table(columns, rows, nothing=nothing)
+
+
+def show_run(run: dict[str, Any]) -> None:
+    """Prints all that is known of a run."""
+    show_fields(
+        [
+            ("run", run["run_id"]),
+            ("kind", run["kind"]),
+            ("name", run["workflow_id"]),
+            ("trigger", run["trigger_id"]),
+            ("version", run["version"]),
+            ("space", run["space"]),
+            ("key", run["key"]),
+            ("status", run["status"]),
+            ("outcome", run["outcome"]),
+            ("stage", run["stage"]),
+            ("waiting for", run["waiting_for"]),
+            ("created", _both(run["created_at"])),
+            ("started", _both(run["started_at"])),
+            ("paused", _both(run["paused_at"])),
+            ("expires", _both(run["expires_at"])),
+            ("ended", _both(run["ended_at"])),
+            ("attempt", run["attempt"] or None),
+            ("resumed", f"{run['resume_count']} times" if run["resume_count"] else None),
+            ("error", error_text(run["error"])),
+            ("result", run["result"]),
+            ("state", run.get("state")),
+        ]
+    )
+
+
+def _what_next(run: dict[str, Any]) -> str | None:
+    if run["waiting_for"]:
+        until = f", expires {moment(run['expires_at'])}" if run["expires_at"] else ""
+        return f"waits for {', '.join(run['waiting_for'])}{until}"
+    return None
+
+
+def _both(value: str | None) -> str | None:
+    return None if value is None else f"{moment(value)} ({value})"

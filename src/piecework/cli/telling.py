@@ -1,0 +1,143 @@
+"""What a command prints: tables and lines for people, JSON for programs.
+
+Texts that come from users never reach the terminal as they are: a control character in them could move the cursor.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_STYLES = {
+    "running": "cyan",
+    "queued": "cyan",
+    "paused": "yellow",
+    "skipped": "green",
+    "retry_after": "yellow",
+    "completed": "green",
+    "success": "green",
+    "failed": "bold red",
+    "broken": "bold red",
+    "aborted": "red",
+    "backoff": "yellow",
+    "ok": "green",
+    "warning": "yellow",
+}
+_PAYLOAD_CHARACTERS = 100
+# Wider than any line: what is piped into a program is neither wrapped nor cut.
+_ENDLESS = 100_000
+
+
+def say(text: str) -> None:
+    """Prints one line."""
+    sys.stdout.write(f"{clean(text)}\n")
+
+
+def show_json(value: Any) -> None:
+    """Prints a value for programs."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, nothing: str) -> None:
+    """Prints a table, or `nothing` when there are no rows; the first column is never broken."""
+    listed = [[_cell(value) for value in row] for row in rows]
+    if not listed:
+        say(nothing)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=index == 0, overflow="fold")
+    for row in listed:
+        table.add_row(*row)
+    _print(table)
+
+
+def show_fields(fields: Iterable[tuple[str, Any]]) -> None:
+    """Prints names and values beneath each other; what is None or empty is left out."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields:
+        if value not in (None, "", [], {}):
+            table.add_row(name, _cell(value))
+    _print(table)
+
+
+def show_timeline(entries: Sequence[dict[str, Any]]) -> None:
+    """Prints what happened to a run, each line with its distance from the first."""
+    if not entries:
+        say("nothing has happened yet")
+        return
+    start = _moment(entries[0]["at"])
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="right", no_wrap=True, style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", style="dim")
+    for entry in entries:
+        offset = (_moment(entry["at"]) - start).total_seconds()
+        payload = "" if entry["payload"] in (None, {}) else shortened(entry["payload"])
+        table.add_row(f"+{offset:.3f} s", _cell(entry["type"]), _cell(entry["path"]), _cell(payload))
+    _print(table)
+
+
+def moment(value: str | None, *, now: datetime | None = None) -> str | None:
+    """Tells an ISO 8601 moment as people say it: "12 s ago", "in 3 min"."""
+    if value is None:
+        return None
+    seconds = (_moment(value) - (now or datetime.now(UTC))).total_seconds()
+    size = abs(seconds)
+    for limit, unit, width in ((60, "s", 1), (3600, "min", 60), (86400, "h", 3600), (float("inf"), "d", 86400)):
+        if round(size) < limit:
+            text = f"{round(size / width)} {unit}"
+            break
+    return f"in {text}" if seconds >= 0.5 else f"{text} ago"
+
+
+def error_text(error: dict[str, Any] | None) -> str | None:
+    """Tells a described error in a line."""
+    return None if error is None else f"{error.get('code')}: {error.get('message')}"
+
+
+def shortened(value: Any, limit: int = _PAYLOAD_CHARACTERS) -> str:
+    """Tells a JSON value in at most `limit` characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def clean(text: str) -> str:
+    """Makes a text safe for a terminal: escapes what is not printable, line breaks included."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("-", style="dim")
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = ", ".join(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return Text(clean(text), style=_STYLES.get(text, ""))
+
+
+def _moment(value: str) -> datetime:
+    return datetime.fromisoformat(value)
+
+
+def _print(table: Table) -> None:
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console = Console(highlight=False, width=_ENDLESS)
+    with console.capture() as capture:
+        console.print(table)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())

@@ -1,0 +1,1 @@
+"""Apps whose pieces run in worker processes: they have to be importable."""

@@ -1,0 +1,71 @@
+"""What the promises are kept with: real apps over real files, opened and closed by each test."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from piecework import App, Settings
+from piecework.process import linux
+
+from .flows import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from piecework import Runtime, Workflow
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """The URL of a store file of the test's own."""
+    return f"sqlite:///{tmp_path / 'state.db'}"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """The URL of an application's database of the test's own."""
+    return f"sqlite:///{tmp_path / 'app.db'}"
+
+
+@pytest.fixture
+def make_app(store: str) -> Callable[..., App]:
+    """Makes apps over the test's store: one after the other they are one application that is restarted."""
+
+    def make(*workflows: Workflow, mode: Any = None, **options: Any) -> App:
+        app = App("promises", **{"store": store, "settings": Settings(), **options})
+        for workflow in workflows:
+            app.workflow(workflow, mode=mode)
+        return app
+
+    return make
+
+
+@pytest.fixture
+async def app(make_app: Callable[..., App]) -> AsyncIterator[App]:
+    """An open app that has nothing in it."""
+    async with make_app() as app:
+        yield app
+
+
+@pytest.fixture
+def runtime(app: App) -> Runtime:
+    """The runtime of the open app."""
+    return app.runtime
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Any:
+    """Whatever a test starts has ended with it."""
+    before = linux.children(os.getpid())
+    yield
+    assert linux.children(os.getpid()) <= before
+
+
+@pytest.fixture
+def gate() -> Gate:
+    """A step that waits to be let go."""
+    return Gate()
