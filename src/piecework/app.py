@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from piecework import process
 from piecework.bus.event import Event
@@ -37,10 +38,8 @@ from piecework.run.news import News
 from piecework.run.node import Node
 from piecework.services.database import Database
 from piecework.services.job import Jobs
-from piecework.services.mail import JOB, SendMail
-from piecework.services.mailing import Mailing
+from piecework.services.mailing import JOB, Mailing
 from piecework.services.rows import WorkspaceDatabase
-from piecework.services.transport import transport_for
 from piecework.space.controller import Controller
 from piecework.space.manager import Spaces
 from piecework.space.piece import PieceDefinition
@@ -68,6 +67,7 @@ if TYPE_CHECKING:
     from piecework.clock import Clock
     from piecework.run.admission import Mode
     from piecework.run.kind import Kind
+    from piecework.services.mail import SendMail
     from piecework.services.transport import Transport
     from piecework.workflow.definition import Workflow
     from piecework.workspace.supervise import Handle
@@ -157,6 +157,7 @@ class App:
         self._opened_settings: Settings | None = None
         self._ask: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
         self._sender: str | None = None
+        self._mailers: WeakKeyDictionary[Workspace, SendMail] = WeakKeyDictionary()
         self._add_built_in_services()
 
     # -- declaring -----------------------------------------------------------------------------------------------
@@ -289,6 +290,11 @@ class App:
     def environment(self) -> str:
         """PIECEWORK_ENV, else development."""
         return os.environ.get("PIECEWORK_ENV", "development")
+
+    @property
+    def store_url(self) -> str | None:
+        """The store that was given at construction or by `configure`, if one was."""
+        return self._store_url
 
     # -- what is open --------------------------------------------------------------------------------------------
 
@@ -483,6 +489,8 @@ class App:
         await self._container.ready()
 
     async def _open_node(self, stack: AsyncExitStack) -> None:
+        from piecework.services.transport import transport_for
+
         settings = self._settings or Settings.load()
         target = self._import_target() if self._definitions else None
         store = SqliteStore(sqlite_path(self._store_url or default_store()).absolute())
@@ -612,7 +620,7 @@ class App:
         add = self._registry.add
         add(Recipe("application_database", self._open_database, Scope.APP, provides=Database))
         add(Recipe("database", _workspace_database, Scope.RUN, provides=WorkspaceDatabase))
-        add(Recipe("send_mail", self._send_mail, Scope.TRANSIENT, provides=SendMail))
+        add(Recipe("send_mail", self._send_mail, Scope.TRANSIENT))
         add(Recipe("__env__", self._env_service, Scope.APP, provides=EnvService), internal=True)
 
     def _database_address(self) -> str | None:
@@ -631,12 +639,18 @@ class App:
         return database
 
     def _send_mail(self, ctx: Any) -> SendMail:
+        from piecework.services.mail import SendMail  # the mail libraries are large, and few workspaces send mail
+
         ws: Workspace = ctx.workspace
+        space = ws.space
 
         async def enqueue(name: str, args: dict[str, Any], /, *, run_id: str) -> str:
-            return await self.enqueue(name, args, run_id=run_id, space=ws.space)
+            return await self.enqueue(name, args, run_id=run_id, space=space)
 
-        return SendMail(enqueue, sender=self._sender, key=ws.key)
+        # One for each workspace, however often it is asked for: it counts, so that two mails alike are two.
+        if ws not in self._mailers:
+            self._mailers[ws] = SendMail(enqueue, sender=self._sender, key=ws.key)
+        return self._mailers[ws]
 
     def _env_service(self) -> EnvService:
         return EnvService(os.environ if self._env is None else self._env)

@@ -7,7 +7,6 @@ A setting comes from `App(settings=Settings(…))`, else from the environment as
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +85,8 @@ class Settings:
 
 
 def _tool_table(folder: Path) -> dict[str, Any]:
+    import tomllib
+
     file = folder / "pyproject.toml"
     try:
         table = tomllib.loads(file.read_text("utf-8")).get("tool", {}).get("piecework", {})

@@ -9,17 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 import msgspec
 
 from piecework.errors import NotFoundError, ValidationError
 from piecework.process import protocol
-from piecework.run.folds import decide_resume
-from piecework.store.items import Resume
-from piecework.store.values import encode_mapping
-from piecework.store.verbs.runs import resume
 
 if TYPE_CHECKING:
     from piecework.clock import Clock
@@ -195,14 +190,10 @@ class ResumeRun(Form, frozen=True):
 
     async def answer(self, app: OpenApp) -> Any:
         """A run that failed meanwhile raises its error."""
+        value = (await app.runtime.resume(self.run_id, self.patch, wait=self.wait)).unwrap()
         if self.wait:
-            value = (await app.runtime.resume(self.run_id, self.patch)).unwrap()
             return {"run_id": self.run_id} | msgspec.to_builtins(value)
-        encode_mapping(self.patch, what="the patch", limit_bytes=app.settings.payload_limit_bytes)
-        item = Resume(run_id=self.run_id, reason="manual", patch=self.patch)
-        await app.store.run(resume, item, decide_resume, app.clock.now())
-        app.node.wake()
-        return {"run_id": self.run_id, "status": (await app.runtime.get(self.run_id)).status}
+        return {"run_id": self.run_id, "status": value.status}
 
 
 class AbortRun(Form, frozen=True):
@@ -375,6 +366,8 @@ def _page(items: list[Any], *, next_cursor: str | None = None) -> dict[str, Any]
 
 
 def _versions() -> dict[str, Any]:
+    from importlib.metadata import version
+
     return {
         "piecework": version("piecework"),
         "python": platform.python_version(),

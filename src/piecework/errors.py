@@ -7,7 +7,6 @@ Several failures at once are an `ExceptionGroup`: every clean-up is tried and no
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ class NotFoundError(PieceworkError, LookupError):
             known: The names there are.
             hint: What else to do about it; a sentence.
         """
+        import difflib
+
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3)
         if near:

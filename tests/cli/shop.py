@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+
 from piecework import App, Failed, Skipped, Stage, Success, WaitFor, Workflow
 
 app = App("shop", env={})
@@ -45,3 +48,12 @@ async def feed(piece):
         return Skipped("not modified")
     piece.logger.info("read", url=piece.config.get("url"))
     return Success({"articles": 3})
+
+
+async def hang(ctx):
+    sys.stdout.write("hanging\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+app.workflow(Workflow("hang", on="hang", stages=[Stage("hang", steps=[hang])]))

@@ -45,7 +45,7 @@ class Where:
             return self.store
         told = os.environ.get("PIECEWORK_STORE") or tool_setting("store")
         name = self.app or (None if told else app_name())
-        own = load_app(name)._store_url if name else None  # noqa: SLF001 - what its node would open; it stays closed here
+        own = load_app(name).store_url if name else None
         return own or default_store()
 
     def path(self) -> Path:

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from piecework.cli.asking import AsJson, JsonObject, Where, ask
 from piecework.cli.telling import error_text, moment, say, show_fields, show_json, show_table, show_timeline
-from piecework.errors import InvalidStateError
+from piecework.errors import ExecutionFailedError, InvalidStateError
 
 runs = App("runs", help="Look at runs, resume and abort them.")
 
@@ -108,8 +108,14 @@ async def resume(
         no_wait: Return as soon as the run is woken.
         as_json: Print JSON.
         where: Which node.
+
+    Raises:
+        ExecutionFailedError: It went on and failed.
     """
-    came_to = await ask(where or Where(), "runs.resume", run_id=run_id, patch=patch, wait=not no_wait)
+    try:
+        came_to = await ask(where or Where(), "runs.resume", run_id=run_id, patch=patch, wait=not no_wait)
+    except ExecutionFailedError as error:
+        raise ExecutionFailedError(f"run {run_id} went on and failed: {error.message}") from error
     if as_json:
         show_json(came_to)
         return
@@ -182,7 +188,7 @@ def show_run(run: dict[str, Any]) -> None:
             ("resumed", f"{run['resume_count']} times" if run["resume_count"] else None),
             ("error", error_text(run["error"])),
             ("result", run["result"]),
-            ("state", run.get("state")),
+            ("state", {name: value for name, value in run.get("state", {}).items() if not name.startswith("__")}),
         ]
     )
 

@@ -77,6 +77,7 @@ def show_timeline(entries: Sequence[dict[str, Any]]) -> None:
     if not entries:
         say("nothing has happened yet")
         return
+    say(f"from {entries[0]['at']}, {moment(entries[0]['at'])}:")
     start = _moment(entries[0]["at"])
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right", no_wrap=True, style="dim")

@@ -187,7 +187,15 @@ def decide_commit_stage(draft: Draft, item: CommitStage, now: int) -> Progress:
     """Ends a stage: writes its state, then continues, parks (or wakes at once) or defers the run."""
     run = _owned(draft, item.run_id, item.epoch)
     if run.visit == item.visit + 1:
-        return _repeated(run, item)
+        return _repeated(draft, run, item)
+    _check_held(run)
+    if run.visit != item.visit or Status(run.status) is not Status.RUNNING:
+        raise InvalidStateError(
+            f"run {run.run_id} {_words(run)} and has {run.visit} stages behind it: the end of its stage {item.visit} "
+            "is not what comes next",
+            run_id=run.run_id,
+            status=run.status,
+        )
     if run.abort_reason is not None:
         return Progress(outcome="aborted", reason=run.abort_reason, decision=run.decision)
     run = replace(run, visit=run.visit + 1, attempt=0)
@@ -206,11 +214,14 @@ def decide_commit_stage(draft: Draft, item: CommitStage, now: int) -> Progress:
             return _park(draft, run, item.then, now)
 
 
-def _repeated(run: Run, item: CommitStage) -> Progress:
+def _repeated(draft: Draft, run: Run, item: CommitStage) -> Progress:
     """The answer to a commit that was made already and whose reply was lost."""
     if run.abort_reason is not None:
         return Progress(outcome="aborted", reason=run.abort_reason, decision=run.decision)
     if isinstance(item.then, Park):
+        if run.owner is not None:  # woken at once: the run is still its owner's, who has to go on with the patch
+            patch = draft.get(RunValue, run.run_id, "patch").data
+            return Progress(outcome="resumed", patch=patch, decision=run.decision)
         return Progress(outcome="parked", decision=run.decision)
     return Progress(outcome="deferred" if isinstance(item.then, Defer) else "continued", decision=run.decision)
 
@@ -253,6 +264,7 @@ def _park(draft: Draft, run: Run, park: Park, now: int) -> Progress:
 def decide_register(draft: Draft, item: Register, now: int) -> int:
     """Registers waits of a running run, and cancels earlier ones (None: all) with what was kept for them."""
     run = _owned(draft, item.run_id, item.epoch)
+    _check_held(run)
     mine = [wait for wait in draft.all(Wait) if wait.run_id == run.run_id]
     doomed = mine if item.cancel is None else [wait for wait in mine if wait.wait_id in item.cancel]
     for wait in doomed:
@@ -263,7 +275,7 @@ def decide_register(draft: Draft, item: Register, now: int) -> int:
                 draft.remove(Buffered, *row.identity())
     for wait in item.waits:
         draft.add(replace(wait, registered_at=now))
-    return len(mine) - len(doomed) + len(item.waits)
+    return len({wait.identity() for wait in draft.all(Wait) if wait.run_id == run.run_id})
 
 
 def decide_resume(draft: Draft, item: Resume, now: int) -> Run:
@@ -309,6 +321,7 @@ def decide_settle(draft: Draft, item: Settle, now: int) -> str:
     run = _owned(draft, item.run_id, item.epoch)
     if Status(run.status) in ENDED:
         return run.status
+    _check_held(run)
     status = Status.ABORTED if run.abort_reason is not None else Status(item.status)
     check_move(run.run_id, run.status, status)
     error = item.error if run.abort_reason is None else abort_error(run.run_id, run.abort_reason)
@@ -331,6 +344,11 @@ def decide_cleaned(draft: Draft, item: Cleaned, now: int) -> int:
     run = _owned(draft, item.run_id, item.epoch)
     if run.cleaned:
         return 0
+    if Status(run.status) not in ENDED:
+        raise InvalidStateError(
+            f"run {run.run_id} {_words(run)}: only a run that has ended can be clean", run_id=run.run_id, status=run.status
+        )
+    _check_held(run)
     draft.put(replace(run, cleaned=1, owner=None))
     if run.slot_key is None:
         return 0
@@ -448,6 +466,20 @@ def _owned(draft: Draft, run_id: str, epoch: int) -> Run:
             epoch=epoch,
         )
     return run
+
+
+def _check_held(run: Run) -> None:
+    """Refuses the write of an owner that has let go: what it gave back may be somebody else's at any moment."""
+    if run.owner is None:
+        raise StaleEpochError(
+            f"run {run.run_id} {_words(run)} and nobody has it: this write is of an owner that gave it back",
+            run_id=run.run_id,
+            epoch=run.epoch,
+        )
+
+
+def _words(run: Run) -> str:
+    return f"has ended ({run.status})" if Status(run.status) in ENDED else f"is {run.status}"
 
 
 def _bytes(text: str | None) -> bytes | None:

@@ -15,7 +15,6 @@ import socket
 import stat
 import struct
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -373,6 +372,8 @@ def socket_path(store: Path) -> Path:
 
 
 def _own_folder() -> Path:
+    import tempfile  # brings half of the archive formats along, and is hardly ever needed
+
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(runtime, "piecework") if runtime else Path(tempfile.gettempdir(), f"piecework-{os.getuid()}")
     try:

@@ -6,6 +6,7 @@ Lines are collected and committed in batches beside the run's own commits, so a 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import StoreError, clean_text
@@ -17,6 +18,9 @@ from piecework.telemetry import logs, signals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+_log = logs.get_logger("piecework.user")
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class LogBook:
@@ -87,36 +91,37 @@ class RunLogger:
         **fields: On every line.
     """
 
-    def __init__(self, book: LogBook | None, path: str = "", **fields: Any) -> None:
+    # Positional only, here and below: a field may have any name, "path" and "message" among them.
+    def __init__(self, book: LogBook | None, path: str = "", /, **fields: Any) -> None:
         self._book = book
         self._path = path
         self._fields = fields
-        self._log = logs.get_logger("piecework.user", **fields)
 
     def bind(self, **fields: Any) -> RunLogger:
         """A logger with more fields on every line."""
         return RunLogger(self._book, self._path, **(self._fields | fields))
 
-    def debug(self, message: str, **fields: Any) -> None:
+    def debug(self, message: str, /, **fields: Any) -> None:
         """Logs for those who look closely."""
         self._write("debug", message, fields)
 
-    def info(self, message: str, **fields: Any) -> None:
+    def info(self, message: str, /, **fields: Any) -> None:
         """Logs what happened."""
         self._write("info", message, fields)
 
-    def warning(self, message: str, **fields: Any) -> None:
+    def warning(self, message: str, /, **fields: Any) -> None:
         """Logs what somebody should know."""
         self._write("warning", message, fields)
 
-    def error(self, message: str, **fields: Any) -> None:
+    def error(self, message: str, /, **fields: Any) -> None:
         """Logs what went wrong."""
         self._write("error", message, fields)
 
     def _write(self, level: str, message: str, fields: dict[str, Any]) -> None:
-        getattr(self._log, level)(message, **fields)
+        fields = self._fields | fields
+        _log.log(_LEVELS[level], str(message), fields)
         if self._book is not None:
-            self._book.write(level, str(message), self._fields | fields, self._path)
+            self._book.write(level, str(message), fields, self._path)
 
 
 def _json_fields(fields: dict[str, Any]) -> dict[str, Any]:

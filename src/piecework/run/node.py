@@ -180,7 +180,7 @@ class Node:
 
     async def _execute(self, claimed: Claimed) -> None:
         run = claimed.run
-        with logs.bind(run_id=run.run_id, space=run.space, name=run.workflow_id):
+        with logs.bind(run_id=run.run_id, space=run.space, workflow_id=run.workflow_id):
             signals.emit(signals.RUN_STARTED, level="debug", kind=run.kind, attempt=run.attempt)
             try:
                 await self._kinds[run.kind].execute(claimed)

@@ -9,7 +9,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from piecework.errors import DuplicateKeyError, NotFoundError, PieceworkError, DatabaseError, ValidationError
+from piecework.errors import DatabaseError, DuplicateKeyError, NotFoundError, PieceworkError, ValidationError
 from piecework.services.pool import Connection, Pool
 
 if TYPE_CHECKING:

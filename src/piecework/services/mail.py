@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from piecework.errors import ValidationError
 from piecework.ids import new_id
+from piecework.services.mailing import JOB
 from piecework.services.text import Builder, render
 from piecework.services.transport import CONTROL, compose
 from piecework.store import values
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     Body = str | Awaitable[Any] | Callable[[Builder], Any]
     Addresses = str | Iterable[str] | None
-
-JOB = "send-mail"
-"""The name of the runs that send mails."""
 
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _OURS = frozenset({"bcc", "cc", "date", "from", "message-id", "mime-version", "reply-to", "sender", "subject", "to"})

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from piecework.services.transport import Transport
 
 
+JOB = "send-mail"
+"""The name of the runs that send mails."""
+
+
 class Mailing:
     """Carries out attempts of `send-mail`.
 

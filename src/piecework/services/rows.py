@@ -5,7 +5,6 @@ Each `await` here is one statement on a connection leased for just that statemen
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,8 @@ class Row:
         try:
             return self._values[name]
         except KeyError:
+            import difflib
+
             near = difflib.get_close_matches(name, self._values, n=3)
             advice = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(self._values)}"
             raise AttributeError(f"{self._table} has no column {name!r}: {advice}") from None

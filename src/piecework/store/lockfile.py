@@ -23,7 +23,7 @@ class LockFile:
 
     def __init__(self, store: Path) -> None:
         self.store = store
-        self.path = Path(f"{store}.lock").absolute()
+        self.path = _beside(store)
         self.note: dict[str, Any] = {}
         self._fd: int | None = None
 
@@ -71,7 +71,7 @@ class LockFile:
 
 def read_note(store: Path) -> dict[str, Any]:
     """Reads what the owner of a store wrote into its lock file; empty when nobody owns it."""
-    path = Path(f"{store}.lock").absolute()
+    path = _beside(store)
     if path in _held:
         return dict(_held[path].note)
     try:
@@ -87,6 +87,11 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
         return ""
+
+
+def _beside(store: Path) -> Path:
+    """The lock file of a store: one for all the names that the file has by way of links and dots."""
+    return Path(f"{store.resolve()}.lock")
 
 
 def _parse(data: bytes) -> dict[str, Any]:

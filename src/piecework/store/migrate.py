@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from piecework.errors import SchemaVersionError, StoreFormatError
@@ -18,8 +18,7 @@ APPLICATION_ID = 0x50574B31  # "PWK1": SQLite keeps it in the file's header
 @cache
 def migrations() -> tuple[tuple[int, str], ...]:
     """Every migration as (number, SQL text), in order."""
-    folder = resources.files("piecework.store").joinpath("migrations")
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    files = sorted((Path(__file__).parent / "migrations").glob("*.sql"))
     return tuple((int(f.name.split("_", 1)[0]), f.read_text("utf-8")) for f in files)
 
 

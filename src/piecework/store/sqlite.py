@@ -159,11 +159,9 @@ class SqliteStore:
             raise _translate(error, self.path) from error
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
+        return sqlite3.connect(
             self.path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=10
         )
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
 
     def _prepare(self) -> sqlite3.Connection:
         try:
@@ -324,6 +322,7 @@ def _resolve(jobs: list[_Job]) -> None:
             continue
         if isinstance(job.outcome, Failure):
             job.future.set_exception(job.outcome.error)
+            job.future.exception()  # marks it as seen: a caller that was cancelled does not wait for it any more
         else:
             job.future.set_result(job.outcome)
 

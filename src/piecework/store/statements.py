@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from piecework.store.records import Record
 
+_FOLDER = Path(__file__).parent / "sql"
 _LIST = re.compile(r"\(:(\w+)\)")
 _COLUMNS = re.compile(r"\{(?:(\w+)\.)?columns\}")
 
@@ -17,7 +18,7 @@ _COLUMNS = re.compile(r"\{(?:(\w+)\.)?columns\}")
 @cache
 def named(name: str) -> str:
     """The text of `sql/NAME.sql`."""
-    return resources.files("piecework.store").joinpath("sql", f"{name}.sql").read_text("utf-8")
+    return (_FOLDER / f"{name}.sql").read_text("utf-8")
 
 
 @cache

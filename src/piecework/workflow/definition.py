@@ -149,7 +149,7 @@ class Stage:
             raise ValidationError(f"stage {name!r}: router has to be an instruction or a function, not {router!r:.80}")
         if wait is not None and not isinstance(wait, WaitFor) and not callable(wait):
             raise ValidationError(f"stage {name!r}: wait has to be a WaitFor or a function, not {wait!r:.80}")
-        made = tuple(step if isinstance(step, Step) else Step(step) for step in steps)
+        made = tuple(_step(name, step) for step in _listed(f"stage {name!r}: steps", steps))
         _unique(f"stage {name!r}", "step", [step.id for step in made])
         set_ = object.__setattr__
         set_(self, "id", name)
@@ -180,7 +180,8 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         where = f"pipeline {self.id!r}" if self.id else "the pipeline"
-        if not self.stages or not all(isinstance(stage, Stage) for stage in self.stages):
+        given = self.stages if isinstance(self.stages, Sequence) else ()
+        if not given or not all(isinstance(stage, Stage) for stage in given):
             raise ValidationError(f"{where} needs a list of at least one Stage")
         object.__setattr__(self, "stages", tuple(self.stages))
         ids = [stage.id for stage in self.stages]
@@ -271,7 +272,7 @@ class Workflow:
         stages: Sequence[Stage] | None = None,
     ) -> None:
         name = check_identifier(id, "workflow id")
-        if on is not None or stages is not None:
+        if on is not None or stages is not None or when is not None:
             if triggers or pipelines:
                 raise ValidationError(f"workflow {name!r} mixes on=/stages= with triggers=/pipelines=: use one form")
             if on is None or stages is None:
@@ -283,7 +284,7 @@ class Workflow:
         set_ = object.__setattr__
         set_(self, "id", name)
         set_(self, "label", label or name)
-        set_(self, "triggers", {key: replace(trigger, id=key) for key, trigger in triggers.items()})
+        set_(self, "triggers", {key: _keyed(name, key, trigger) for key, trigger in triggers.items()})
         set_(self, "pipelines", {key: _named(pipeline, key) for key, pipeline in pipelines.items()})
         set_(self, "services", tuple(services))
         set_(self, "env", dict(env or {}))
@@ -321,6 +322,25 @@ def check_seconds(what: str, value: float | None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise ValidationError(f"{what} has to be a positive number of seconds, not {value!r}")
     return value
+
+
+def _step(stage: str, step: Step | Callable[..., Any]) -> Step:
+    if not isinstance(step, Step) and not callable(step):
+        raise ValidationError(f"stage {stage!r}: a step has to be a function or a Step, not {step!r:.80}")
+    return step if isinstance(step, Step) else Step(step)
+
+
+def _listed(what: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValidationError(f"{what} has to be a list, not {value!r:.80}")
+    return value
+
+
+def _keyed(workflow: str, key: str, trigger: Trigger) -> Trigger:
+    check_identifier(key, f"trigger id of workflow {workflow!r}")
+    if not isinstance(trigger, Trigger):
+        raise ValidationError(f"workflow {workflow!r}: trigger {key!r} has to be a Trigger, not {trigger!r:.80}")
+    return replace(trigger, id=key)
 
 
 def _named(pipeline: Pipeline, key: str) -> Pipeline:

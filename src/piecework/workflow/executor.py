@@ -21,6 +21,7 @@ from piecework.errors import (
     CrashedError,
     ExecutionFailedError,
     PieceworkError,
+    StoppedError,
     TimeoutExceededError,
     ValidationError,
     describe,
@@ -38,7 +39,7 @@ from piecework.workflow.context import StateView, StepContext
 from piecework.workflow.definition import Instruction, Pipeline, Stage, Step, pause
 from piecework.workflow.pause import WaitFor, resume_patch, waits_of
 from piecework.workflow.state import initial_state, merge, merge_all, snapshot
-from piecework.workspace.context import Host
+from piecework.workspace.context import Host, current_workspace
 from piecework.workspace.inject import call_injected
 from piecework.workspace.workspace import Workspace, open_workspace
 
@@ -134,11 +135,22 @@ class Executor:
             if flight.body is not None:
                 flight.body.cancel()
 
+    def carries_caller(self, workflow_id: str) -> bool:
+        """Whether the calling code is part of a run of this workflow."""
+        try:
+            flight = self.flights.get(current_workspace().run_id or "")
+        except PieceworkError:
+            return False
+        return flight is not None and flight.run.workflow_id == workflow_id
+
     async def execute(self, claimed: Claimed) -> None:
         """Carries a run to its next pause or its end."""
         if Status(claimed.run.status) in ENDED:
             await self._clean(claimed.run)
             return
+        if claimed.run.workflow_id not in self._catalogue:
+            # Deregistered while the claim was under way: the run stays, for whoever registers the workflow again.
+            raise StoppedError(f"workflow {claimed.run.workflow_id!r} was deregistered", run_id=claimed.run.run_id)
         try:
             flight = self._board(claimed)
         except PieceworkError as error:
@@ -316,6 +328,12 @@ class Executor:
             raise TimeoutExceededError(
                 f"step {stage.id}/{step.id} took longer than {step.timeout_seconds:g} s", step=step.id
             ) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled it but itself: handed on, the run would be given back and run again for ever.
+            raise ExecutionFailedError(f"step {stage.id}/{step.id} raised CancelledError", step=step.id) from None
         return self._checked(value, f"what step {stage.id}/{step.id} returned")
 
     def _checked(self, value: Any, what: str) -> dict[str, Any]:

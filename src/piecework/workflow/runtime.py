@@ -114,9 +114,13 @@ class Runtime:
         Runs stay as they are in the store and go on when the workflow is registered again.
         """
         gone = self._catalogue.remove(workflow_id)
-        if gone is not None:
-            await self._node.interrupt(KIND, workflow_id)
-            await gone.container.dispose()
+        if gone is None:
+            return
+        if self._executor.carries_caller(workflow_id):
+            # A step cannot wait for the end of its own run: somebody else does.
+            self._host.supervisor.spawn(lambda: self._take_down(gone), name=f"deregister {workflow_id}")
+        else:
+            await self._take_down(gone)
 
     def has_workflow(self, workflow_id: str) -> bool:
         """Whether a workflow is registered."""
@@ -172,12 +176,13 @@ class Runtime:
             news.cancel()
         return await self._result(run_id)
 
-    async def resume(self, run_id: str, patch: Mapping[str, Any] | None = None) -> Result:
+    async def resume(self, run_id: str, patch: Mapping[str, Any] | None = None, *, wait: bool = True) -> Result:
         """Wakes a paused run and waits until it completes, fails or pauses again.
 
         Args:
             run_id: The run.
             patch: Merged into its state before it goes on.
+            wait: False returns as soon as the wake-up is durable.
 
         Returns:
             NOT_FOUND for an unknown run; INVALID_STATE, with nothing changed, for one that is not paused.
@@ -189,7 +194,8 @@ class Runtime:
             item = Resume(run_id=run_id, reason="manual", patch=given)
             await self._store.run(resume, item, decide_resume, self._clock.now())
             self._node.wake()
-            await news
+            if wait:
+                await news
         except PieceworkError as error:
             return Result(error=error, metadata=await self._metadata(run_id))
         finally:
@@ -209,7 +215,7 @@ class Runtime:
         outcome: Aborted = await self._store.run(abort, item, decide_abort, self._clock.now())
         if outcome.aborted and outcome.owner is not None:
             self._node.abort(run_id, reason)
-        elif outcome.aborted:
+        elif outcome.aborted and (await self._run(run_id)).status in ENDED:  # else it was woken and is about to start
             self._node.news.announce(run_id, Status.ABORTED)
         self._node.wake()
         return outcome.aborted
@@ -329,6 +335,10 @@ class Runtime:
         return [timeline_entry(row, seq) for seq, row in enumerate(rows, start=1)]
 
     # -- parts ---------------------------------------------------------------------------------------------------
+
+    async def _take_down(self, gone: Registered) -> None:
+        await self._node.interrupt(KIND, gone.workflow.id)
+        await gone.container.dispose()
 
     def _registry(self, workflow: Workflow) -> Registry:
         registry = Registry(service.recipe(Scope.WORKFLOW) for service in workflow.services)

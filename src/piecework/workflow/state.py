@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from piecework.errors import ConflictError
 
 _encoder = msgspec.json.Encoder()
+_sorted_encoder = msgspec.json.Encoder(order="sorted")
 _decoder = msgspec.json.Decoder()
+_Path: TypeAlias = tuple[str, ...]
 META = "__run_meta__"
 TRIGGER_EVENT = "__trigger_event__"
 
@@ -44,10 +46,11 @@ def merge_all(state: dict[str, Any], patches: list[tuple[str, dict[str, Any]]]) 
     Raises:
         ConflictError: Two steps wrote different values to the same place.
     """
-    written: dict[tuple[str, ...], tuple[str, Any]] = {}
+    written: dict[_Path, tuple[str, Any]] = {}
+    above: dict[_Path, str] = {}
     for step_id, patch in patches:
         for path, value in _leaves(patch):
-            other = _clash(written, path, value)
+            other = _clash(written, above, path, value)
             if other is not None:
                 where = ".".join(path)
                 raise ConflictError(
@@ -57,6 +60,8 @@ def merge_all(state: dict[str, Any], patches: list[tuple[str, dict[str, Any]]]) 
                     steps=[other, step_id],
                 )
             written[path] = (step_id, value)
+            for length in range(1, len(path)):
+                above.setdefault(path[:length], step_id)
         state = merge(state, patch)
     return state
 
@@ -67,8 +72,8 @@ def snapshot(state: dict[str, Any]) -> dict[str, Any]:
     return copied
 
 
-def _leaves(patch: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    found: list[tuple[tuple[str, ...], Any]] = []
+def _leaves(patch: dict[str, Any], prefix: _Path = ()) -> list[tuple[_Path, Any]]:
+    found: list[tuple[_Path, Any]] = []
     for key, value in patch.items():
         path = (*prefix, key)
         if isinstance(value, dict) and value:
@@ -78,11 +83,15 @@ def _leaves(patch: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[t
     return found
 
 
-def _clash(written: dict[tuple[str, ...], tuple[str, Any]], path: tuple[str, ...], value: Any) -> str | None:
+def _clash(
+    written: dict[_Path, tuple[str, Any]], above: dict[_Path, str], path: _Path, value: Any
+) -> str | None:
+    """Who wrote something else at a path, above it, or beneath it."""
     for length in range(1, len(path)):
         if path[:length] in written:
             return written[path[:length]][0]
-    for other, (step_id, before) in written.items():
-        if other[: len(path)] == path and (other != path or before != value):
-            return step_id
+    if path in above:
+        return above[path]
+    if path in written and _sorted_encoder.encode(written[path][1]) != _sorted_encoder.encode(value):
+        return written[path][0]
     return None

@@ -7,7 +7,6 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from piecework.container.container import Container
 from piecework.container.registry import Recipe, Registry
@@ -152,15 +151,16 @@ async def test_everything_is_closed_before_the_caller_goes_on(host: Host, log: l
     assert log == ["mail k", "reports"]
 
 
-async def test_the_error_of_the_body_wins(host: Host) -> None:
+async def test_the_error_of_the_body_wins(caplog: pytest.LogCaptureFixture, host: Host) -> None:
     """A failing body raises its own error with the failures of closing noted; those are logged."""
     host.service("run", "bad")(lambda ctx: ctx.on_cleanup(lambda: 1 / 0))
-    with capture_logs() as lines, pytest.raises(KeyError) as caught:  # noqa: PT012 - the whole block is what fails
+    with pytest.raises(KeyError) as caught:  # noqa: PT012 - the whole block is what fails
         async with open_workspace(host) as ws:
             await ws.require("bad")
             raise KeyError("body")
     assert any("ZeroDivisionError" in note for note in caught.value.__notes__)
-    assert [(line["event"], line["workspace_id"]) for line in lines] == [("workspace.close_failed", ws.id)]
+    lines = [record.msg for record in caplog.records]
+    assert [(line.event, line.fields["workspace_id"]) for line in lines] == [("workspace.close_failed", ws.id)]
 
 
 async def test_failures_of_closing_alone_are_a_group(host: Host) -> None:
@@ -429,19 +429,23 @@ async def test_a_spawned_child_inherits_no_variables(host: Host) -> None:
         assert (await handle.result()).id != ws.id
 
 
-async def test_a_failing_child_is_recorded_and_never_reaches_the_caller(host: Host) -> None:
+async def test_a_failing_child_is_recorded_and_never_reaches_the_caller(
+    caplog: pytest.LogCaptureFixture, host: Host
+) -> None:
     """A spawned child's error is logged, counted and had from its handle only."""
 
     async def child() -> None:
         raise KeyError("lost mail")
 
-    with capture_logs() as lines:
-        async with open_workspace(host) as ws:
-            handle = ws.spawn_in_new_workspace(child)
-            with pytest.raises(KeyError):
-                await handle.result()
+    async with open_workspace(host) as ws:
+        handle = ws.spawn_in_new_workspace(child)
+        with pytest.raises(KeyError):
+            await handle.result()
     assert host.supervisor.failed == 1
-    assert [(line["event"], line["error"]["message"]) for line in lines] == [("workspace.child_failed", "'lost mail'")]
+    lines = [record.msg for record in caplog.records]
+    assert [(line.event, line.fields["error"]["message"]) for line in lines] == [
+        ("workspace.child_failed", "'lost mail'")
+    ]
 
 
 async def test_a_kept_handle_keeps_no_workspace(host: Host) -> None:

@@ -5,4 +5,4 @@ WITH RECURSIVE looked_at (field) AS (
     SELECT (SELECT min(field) FROM waits WHERE event_type = :type AND field > looked_at.field)
     FROM looked_at WHERE looked_at.field IS NOT NULL
 )
-SELECT field FROM looked_at WHERE field IS NOT NULL LIMIT 51
+SELECT field FROM looked_at WHERE field IS NOT NULL

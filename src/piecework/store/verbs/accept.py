@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from piecework.store.contract import Failure, InsertMissing, Read
+from piecework.store.contract import Delete, Failure, InsertMissing, Read
 from piecework.store.draft import Draft
 from piecework.store.items import Accept, Accepted, Accepting, DispatchResult
 from piecework.store.records import Buffered, Delivery, EventRow, Wait
 from piecework.store.verbs.loading import load_runs, lock_slots
-from piecework.store.verbs.probes import FIELDS_LIMIT, probes_of
+from piecework.store.verbs.probes import probes_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -39,6 +39,10 @@ def accept(items: Sequence[Accept], decide: Decide, now: int) -> Script:
     folded = draft.fold(accepting, decide, now)
     outcomes = {_id(entry.item): outcome for entry, outcome in zip(accepting, folded, strict=True)}
     yield from draft.write()
+    # An event that could not be decided is not kept either: published again, it must not pass for a duplicate.
+    refused = [(stored[key].seq,) for key, outcome in outcomes.items() if isinstance(outcome, Failure)]
+    if refused:
+        yield Delete(EventRow, refused)
     outcomes |= yield from _earlier([item for item in items if _id(item) not in outcomes])
     return _in_order(items, outcomes)
 
@@ -48,12 +52,15 @@ def _id(item: Accept) -> str:
 
 
 def _first_of_each(items: Sequence[Accept]) -> list[Accept]:
-    return list({_id(item): item for item in reversed(items)}.values())[::-1]
+    first: dict[str, Accept] = {}
+    for item in items:
+        first.setdefault(_id(item), item)
+    return list(first.values())
 
 
 def _store_events(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, EventRow]]:
-    rows = [item.event for item in sorted(_first_of_each(items), key=_id)]
-    inserted = yield InsertMissing(rows, "event_id")
+    # In order of arrival, which becomes the order of acceptance: queues go by it.
+    inserted = yield InsertMissing([item.event for item in _first_of_each(items)], "event_id")
     return {row.event_id: row for row in inserted}
 
 
@@ -62,7 +69,7 @@ def _candidates(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, li
     fields: dict[str, list[str]] = {}
     for event_type in dict.fromkeys(item.event.type for item in items):
         rows = yield Read("wait_fields", {"type": event_type})
-        fields[event_type] = [row[0] for row in rows][:FIELDS_LIMIT]
+        fields[event_type] = [row[0] for row in rows]
     wanted = {
         _id(item): probes_of(item.event.type, item.payload, fields[item.event.type])
         for item in items

@@ -63,9 +63,9 @@ def load_queues(draft: Draft, slot_keys: Iterable[str | None], places: int) -> G
             draft.queues[key] = [row.run_id for row in rows]
 
 
-def load_values(draft: Draft, run_ids: Iterable[str]) -> Generator[Request, Any, None]:
-    """Loads the large values of runs."""
-    ids = sorted(set(run_ids))
-    if ids:
-        rows = yield Read("values_of_runs", {"run_ids": ids}, RunValue)
-        draft.load(RunValue, [], rows)
+def load_patches(draft: Draft, run_ids: Iterable[str]) -> Generator[Request, Any, None]:
+    """Loads the patches of resumes under way."""
+    keys = [(run_id, "patch") for run_id in sorted(set(run_ids))]
+    if keys:
+        rows = yield Lock(RunValue, keys)
+        draft.load(RunValue, keys, rows)

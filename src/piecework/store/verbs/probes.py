@@ -1,8 +1,8 @@
 """How an event finds the runs that wait for it without looking at all of them.
 
 A wait stores one `==` clause in indexed form: a digest of (event type, field, value). An event is looked up once for
-each field that somebody waits on under its type, fifty at most; waits without such a clause stand in their type's
-bucket. Values are normalised first: 1 and 1.0 are equal, True is not 1.
+each field that somebody waits on under its type; waits without such a clause stand in their type's bucket. Values are
+normalised first: 1 and 1.0 are equal, True is not 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-FIELDS_LIMIT = 50
 BUCKET = ""
 """The field of waits that no single value finds."""
 
@@ -54,7 +53,7 @@ def value_at(payload: Any, path: str) -> Any:
 
 
 def _normal(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
+    if isinstance(value, float) and value.is_integer() and -(2**63) <= value < 2**63:
         return int(value)
     if isinstance(value, dict):
         return {key: _normal(item) for key, item in value.items()}

@@ -12,7 +12,7 @@ from piecework.store.contract import DeleteWhere, Read
 from piecework.store.draft import Draft
 from piecework.store.items import Abort, Append, Cleaned, CommitStage, Enqueue, Park, Register, Release, Resume, Settle
 from piecework.store.records import Buffered, Run, Wait
-from piecework.store.verbs.loading import load_queues, load_runs, lock_slots
+from piecework.store.verbs.loading import load_patches, load_queues, load_runs, lock_slots
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -41,9 +41,15 @@ def commit_stage(items: Sequence[CommitStage], decide: Decide, now: int) -> Scri
     yield from load_runs(draft, [item.run_id for item in items])
     yield from load_queues(draft, slots.values(), len(parking))
     yield from _load_waiting(draft, parking)
+    yield from load_patches(draft, [item.run_id for item in items if _is_repeat(draft, item)])
     outcomes = draft.fold(items, decide, now)
     yield from draft.write()
     return outcomes
+
+
+def _is_repeat(draft: Draft, item: CommitStage) -> bool:
+    run = draft.find(Run, item.run_id)
+    return run is not None and run.visit == item.visit + 1
 
 
 def settle(items: Sequence[Settle], decide: Decide, now: int) -> Script:

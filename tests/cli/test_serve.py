@@ -1,0 +1,131 @@
+"""Promises about `piecework serve`: a node in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from piecework.store.migrate import APPLICATION_ID
+
+
+def test_a_node_says_when_it_is_ready(serve, run):
+    """One line names app, node, store, socket, workflows and integrations; after it clients are answered."""
+    node = serve()
+    words = dict(word.split("=", 1) for word in node.line().split()[1:])
+    assert (words["app"], words["store"], words["pid"]) == ("shop", node.store, str(node.process.pid))
+    assert (words["workflows"], words["integrations"]) == ("order,hang", "feed")
+    assert Path(words["socket"]).is_socket()
+    assert run("runs", "list", "--store", node.store).code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order(serve, number):
+    """Ctrl-C and SIGTERM end a node with exit code 0; nothing is left of it."""
+    node = serve()
+    node.line()
+    node.signal(number)
+    assert node.ended() == 0
+
+
+def test_a_second_signal_ends_it_at_once(serve, run):
+    """While runs are given their time to end, another signal ends the node with exit code 1."""
+    node = serve()
+    node.line()
+    assert run("events", "publish", "hang", "--store", node.store).code == 0
+    assert node.line() == "hanging\n"
+    node.signal(signal.SIGINT, signal.SIGTERM)
+    assert node.ended() == 1
+    assert "ended at once" in node.stderr.read_text()
+
+
+def test_a_node_that_is_still_opening_can_be_stopped(serve):
+    """A signal before the node is ready ends it in order too."""
+    node = serve(app="slow:app")
+    assert node.line() == "opening\n"
+    node.signal(signal.SIGTERM)
+    assert node.ended() == 0
+
+
+def test_an_app_may_come_from_a_function(serve, run):
+    """MODULE:ATTRIBUTE may name a function that makes the app; its pieces run in workers that call it too."""
+    node = serve(app="shop:create_app")
+    assert "app=made-shop" in node.line()
+    assert run("pieces", "add", "acme", "hn", "--integration", "feed", "--store", node.store).code == 0
+    assert '{"articles": 3}' in run("pieces", "run", "acme", "hn", "--store", node.store).out
+
+
+def test_logs_come_as_json(serve):
+    """`--json-logs` writes one JSON object a line to standard error."""
+    node = serve("--json-logs")
+    node.line()
+    assert node.stderr.read_text().startswith('{"')
+
+
+def test_a_second_node_of_a_store_names_the_first(serve):
+    """Another `serve` on the same store fails and says which process has it."""
+    first = serve()
+    first.line()
+    second = serve(store=first.store)
+    assert second.ended() == 1
+    assert f"process {first.process.pid} is the node" in second.stderr.read_text()
+
+
+def failed(run, *words):
+    answer = run("serve", *words)
+    assert answer.code == 1
+    last = answer.err.splitlines()[-1]
+    assert last.startswith("piecework: ")
+    assert "Traceback" not in answer.err
+    return last
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nosuchmodule:app", "no module 'nosuchmodule'"),
+        ("shop", "MODULE:ATTRIBUTE"),
+        ("shop:ap", "did you mean 'app'"),
+        ("shop:not_an_app", "is a int, not a piecework.App"),
+        ("broken:app", "ValueError: invalid literal"),
+    ],
+)
+def test_an_app_that_cannot_be_imported(run, name, said):
+    """Each way in which an app cannot be found is one clear line."""
+    assert said in failed(run, name)
+
+
+def test_a_module_that_raises_is_told_with_its_line(run):
+    """When the import itself raised, the line of the user's file is named."""
+    assert "broken.py, line 5" in failed(run, "broken:app")
+
+
+def test_no_app_at_all(run, tmp_path, monkeypatch):
+    """Without any app it is said how to name one."""
+    monkeypatch.chdir(tmp_path)
+    assert "piecework serve MODULE:ATTRIBUTE" in failed(run)
+
+
+def test_a_file_that_is_no_store(run, tmp_path):
+    """A file of something else is refused and left alone."""
+    file = tmp_path / "notes.txt"
+    file.write_text("these are my notes, and no database at all\n" * 100)
+    assert "file is not a database" in failed(run, "shop:app", "--store", f"sqlite:///{file}")
+    assert file.read_text().startswith("these are my notes")
+
+
+def test_a_store_of_a_newer_version(run, tmp_path):
+    """A store with a schema that is not known yet is refused."""
+    connection = sqlite3.connect(tmp_path / "store.db")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    assert "schema version 99" in failed(run, "shop:app", "--store", f"sqlite:///{tmp_path}/store.db")
+
+
+def test_a_store_that_cannot_be_made(run, tmp_path):
+    """A folder that cannot be made is one clear line."""
+    (tmp_path / "file").write_text("")
+    assert "cannot be opened" in failed(run, "shop:app", "--store", f"sqlite:///{tmp_path}/file/store.db")
