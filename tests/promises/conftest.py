@@ -9,8 +9,12 @@ import pytest
 
 from piecework import App, Settings
 from piecework.process import linux
+from piecework.store.sqlite import SqliteStore, sqlite_path
+from piecework.testing.clock import VirtualClock
+from piecework.testing.contracts import check_invariants
 
 from .flows import Gate
+from .mail_server import MailServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -32,8 +36,17 @@ def database(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def make_app(store: str) -> Callable[..., App]:
-    """Makes apps over the test's store: one after the other they are one application that is restarted."""
+def clock() -> VirtualClock:
+    """Time that moves only when the test says so; an app gets it by `clock=`."""
+    return VirtualClock()
+
+
+@pytest.fixture
+async def make_app(store: str) -> AsyncIterator[Callable[..., App]]:
+    """Makes apps over the test's store: one after the other they are one application that is restarted.
+
+    When the test is over, what stands in the store must not contradict itself.
+    """
 
     def make(*workflows: Workflow, mode: Any = None, **options: Any) -> App:
         app = App("promises", **{"store": store, "settings": Settings(), **options})
@@ -41,7 +54,15 @@ def make_app(store: str) -> Callable[..., App]:
             app.workflow(workflow, mode=mode)
         return app
 
-    return make
+    yield make
+    path = sqlite_path(store)
+    if path.exists():
+        left = SqliteStore(path)
+        await left.open()
+        try:
+            await check_invariants(left)
+        finally:
+            await left.close()
 
 
 @pytest.fixture
@@ -69,3 +90,12 @@ def _no_process_left() -> Any:
 def gate() -> Gate:
     """A step that waits to be let go."""
     return Gate()
+
+
+@pytest.fixture
+async def mail_server() -> AsyncIterator[MailServer]:
+    """A real mail server on a free port that takes everything until it is told otherwise."""
+    server = MailServer()
+    await server.start()
+    yield server
+    await server.stop()

@@ -346,7 +346,9 @@ def decide_cleaned(draft: Draft, item: Cleaned, now: int) -> int:
         return 0
     if Status(run.status) not in ENDED:
         raise InvalidStateError(
-            f"run {run.run_id} {_words(run)}: only a run that has ended can be clean", run_id=run.run_id, status=run.status
+            f"run {run.run_id} {_words(run)}: only a run that has ended can be clean",
+            run_id=run.run_id,
+            status=run.status,
         )
     _check_held(run)
     draft.put(replace(run, cleaned=1, owner=None))

@@ -145,6 +145,7 @@ class Node:
     async def _work_and_look_ahead(self) -> int | None:
         """Claims all that is due and answers when there is more to do; None means: when somebody says so."""
         while not self._stopping:
+            asked_at = self._clock.now()
             room = min(_AT_ONCE, _IN_FLIGHT_LIMIT - len(self._tasks))
             claimed = await self._claim() if room > 0 else []
             if len(claimed) < _AT_ONCE:
@@ -155,7 +156,7 @@ class Node:
             if len(self._tasks) >= _IN_FLIGHT_LIMIT:
                 return None
             woken = await self._store.run(due, None, decide_resume, self._clock.now())
-            if woken or claimed:
+            if woken or claimed or moment > asked_at:
                 self._wanted.set()
             else:  # something is due that cannot be taken: never spin on it
                 moment = self._clock.now() + round(_TROUBLE_PAUSE_SECONDS * SECOND)

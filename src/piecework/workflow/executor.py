@@ -63,7 +63,13 @@ class Flight:
     stage: str | None
     entries: list[NewEntry] = field(default_factory=list)
     body: asyncio.Task[None] | None = None
+    abandoned: asyncio.Future[None] | None = None
     abort_reason: str | None = None
+
+    def abandon(self) -> None:
+        """Waits no longer for an aborted run's steps."""
+        if self.abandoned is not None and not self.abandoned.done():
+            self.abandoned.set_result(None)
 
     def note(self, type_: str, path: str = "", **payload: Any) -> None:
         """Adds an entry that the next commit writes."""
@@ -103,6 +109,7 @@ class Executor:
         self._abort_grace_seconds = abort_grace_seconds
         self._limit = payload_limit_bytes
         self._node: Node | None = None
+        self._left: set[asyncio.Task[None]] = set()
         self.flights: dict[str, Flight] = {}
 
     def attach(self, node: Node) -> None:
@@ -134,6 +141,7 @@ class Executor:
             flight.abort_reason = reason
             if flight.body is not None:
                 flight.body.cancel()
+                asyncio.get_running_loop().call_later(self._abort_grace_seconds, flight.abandon)
 
     def carries_caller(self, workflow_id: str) -> bool:
         """Whether the calling code is part of a run of this workflow."""
@@ -248,15 +256,31 @@ class Executor:
     async def _run_body(self, flight: Flight, ws: Workspace) -> BaseException | None:
         """Runs the stages in a task of their own, so that an abort can cancel them and still settle the run."""
         flight.body = asyncio.create_task(self._run_stages(flight, ws), name=f"stages-{flight.run.run_id}")
+        flight.abandoned = asyncio.get_running_loop().create_future()
         try:
-            await asyncio.wait({flight.body})
+            await asyncio.wait({flight.body, flight.abandoned}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             flight.body.cancel()
             await asyncio.wait({flight.body}, timeout=self._abort_grace_seconds)
             raise
         if flight.abort_reason is not None:
-            return AbortedError(f"run {flight.run.run_id} was aborted: {flight.abort_reason}")
+            return self._aborted(flight)
         return flight.body.exception()
+
+    def _aborted(self, flight: Flight) -> AbortedError:
+        """The end of an aborted run; a step that ignored its cancel is left to itself: the store refuses its writes."""
+        if flight.body is not None and not flight.body.done():
+            flight.note("abort:forced", flight.stage or "", grace_seconds=self._abort_grace_seconds)
+            self._left.add(flight.body)
+            flight.body.add_done_callback(self._see_off)
+        return AbortedError(f"run {flight.run.run_id} was aborted: {flight.abort_reason}")
+
+    def _see_off(self, body: asyncio.Task[None]) -> None:
+        """Shows what became of steps that were abandoned."""
+        self._left.discard(body)
+        error = None if body.cancelled() else body.exception()
+        if error is not None:
+            signals.emit(signals.RUN_LOST, level="warning", error=describe(error))
 
     def _stage(self, flight: Flight) -> Stage | None:
         if flight.stage is None:

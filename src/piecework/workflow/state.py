@@ -83,9 +83,7 @@ def _leaves(patch: dict[str, Any], prefix: _Path = ()) -> list[tuple[_Path, Any]
     return found
 
 
-def _clash(
-    written: dict[_Path, tuple[str, Any]], above: dict[_Path, str], path: _Path, value: Any
-) -> str | None:
+def _clash(written: dict[_Path, tuple[str, Any]], above: dict[_Path, str], path: _Path, value: Any) -> str | None:
     """Who wrote something else at a path, above it, or beneath it."""
     for length in range(1, len(path)):
         if path[:length] in written:

@@ -7,12 +7,14 @@ of its own; a fork shares those of its root and has its own params, idempotency 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from piecework.container.container import Container
 from piecework.container.scope import Scope
 from piecework.errors import ClosedError, NotFoundError, ValidationError
 from piecework.ids import new_id
+from piecework.store import values
 from piecework.telemetry.logs import get_logger
 from piecework.workspace.context import Host, Opened
 from piecework.workspace.inject import call_injected, check_callable, name_of
@@ -45,6 +47,7 @@ class Workspace:
         "_container",
         "_host",
         "_logger",
+        "_published",
         "_root",
         "id",
         "key",
@@ -76,6 +79,7 @@ class Workspace:
         self._host = host
         self._container = container
         self._logger = logger
+        self._published: dict[str, int] | None = None
         self._root = None if parent is None else parent.root
         container.workspace = self
 
@@ -259,7 +263,9 @@ class Workspace:
         Args:
             type: A dotted name such as `article.new`.
             payload: JSON values.
-            id: Names this very occurrence: a second event of the same id is a duplicate.
+            id: Names this very occurrence: a second event of the same id is a duplicate. Where the workspace has an
+                idempotency key and no id is given, it is made of the key and the event: work that is done again
+                publishes the same events once.
             space: The tenant; None means the workspace's own.
 
         Raises:
@@ -267,9 +273,20 @@ class Workspace:
             ValidationError: The payload is not JSON, or the type is not acceptable.
         """
         self.check_open()
-        return await self._host.publish(
-            type, {} if payload is None else payload, id=id, space=self.space if space is None else space
-        )
+        payload = {} if payload is None else payload
+        if id is None and self.key is not None:
+            id = self._event_id(type, payload)  # noqa: A001 - the word of the field
+        return await self._host.publish(type, payload, id=id, space=self.space if space is None else space)
+
+    def _event_id(self, event_type: str, payload: dict[str, Any]) -> str:
+        """The same for the same event of the same work: which of several alike it is counts too."""
+        digest = hashlib.sha256(f"{self.key}\x00{event_type}\x00".encode())
+        digest.update(values.encode(payload, what="payload"))
+        alike = digest.hexdigest()[:32]
+        if self._published is None:
+            self._published = {}
+        number = self._published[alike] = self._published.get(alike, 0) + 1
+        return alike if number == 1 else f"{alike}-{number}"
 
     async def enqueue_job(self, name: str, /, **args: Any) -> str:
         """Queues a job; returns its run id when it is durable.

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+
+from piecework.store.sqlite import SqliteStore
+from piecework.testing.invariants import check_invariants
+from piecework.testing.verbs import Verbs
+
+
+@pytest.fixture
+async def store(tmp_path):
+    store = SqliteStore(tmp_path / "state.db")
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def verbs(store):
+    yield Verbs(store)
+    await check_invariants(store)

@@ -1,0 +1,146 @@
+"""Promises about the logger that a run's code is given."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+import pytest
+
+from piecework.errors import StoreFullError
+from piecework.run.logger import LogBook, RunLogger
+
+
+@pytest.fixture
+async def run(verbs):
+    return await verbs.running()
+
+
+def a_book(verbs, run):
+    return LogBook(verbs.do, run.run_id, run.epoch, run.decision, run.attempt)
+
+
+async def lines(verbs, run):
+    return [entry for entry in await verbs.timeline(run.run_id) if entry.source == "logger"]
+
+
+def told(entry):
+    return msgspec.json.decode(entry.payload)
+
+
+async def test_a_line_stands_in_the_timeline(verbs, run):
+    """What code logs becomes a line of the run's timeline, with its level, place and fields."""
+    book = a_book(verbs, run)
+    RunLogger(book, "extract/read", run_id=run.run_id).info("extracted", pages=3)
+    await book.flush()
+    (entry,) = await lines(verbs, run)
+    assert (entry.type, entry.path) == ("log.info", "extract/read")
+    assert told(entry) == {"message": "extracted", "fields": {"run_id": run.run_id, "pages": 3}}
+
+
+async def test_lines_keep_their_order(verbs, run):
+    """Lines stand in the order in which they were written, however they were batched."""
+    book = a_book(verbs, run)
+    logger = RunLogger(book)
+    for number in range(50):
+        logger.debug("line", number=number)
+        if number % 17 == 0:
+            await book.flush()
+    await book.flush()
+    assert [told(entry)["fields"]["number"] for entry in await lines(verbs, run)] == list(range(50))
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+async def test_levels(verbs, run, level):
+    """Each level is told as what it is."""
+    book = a_book(verbs, run)
+    getattr(RunLogger(book), level)("something")
+    await book.flush()
+    assert [entry.type for entry in await lines(verbs, run)] == [f"log.{level}"]
+
+
+async def test_bound_fields(verbs, run):
+    """A bound logger puts its fields on every line; the one it came from does not."""
+    book = a_book(verbs, run)
+    logger = RunLogger(book, "stage", site="a")
+    logger.bind(page=1, site="b").info("one")
+    logger.info("two")
+    await book.flush()
+    assert [told(entry)["fields"] for entry in await lines(verbs, run)] == [{"page": 1, "site": "b"}, {"site": "a"}]
+
+
+@pytest.mark.parametrize("name", ["event", "message", "level", "path", "name", "book"])
+async def test_a_field_may_have_any_name(verbs, run, name):
+    """No name of a field is taken."""
+    book = a_book(verbs, run)
+    logger = RunLogger(book, "stage").bind(**{name: 1})
+    logger.info("one", **{name: 2})
+    await book.flush()
+    assert [told(entry)["fields"] for entry in await lines(verbs, run)] == [{name: 2}]
+
+
+async def test_fields_that_are_not_json(verbs, run):
+    """A field that is not JSON is shown as text; hostile text is escaped; neither fails the run."""
+    book = a_book(verbs, run)
+    RunLogger(book).info("\x00\ud800", thing={1}, number=float("nan"), text="\ud800", fine=[1])
+    await book.flush()
+    (entry,) = await lines(verbs, run)
+    shown = told(entry)
+    assert shown["message"] == "\\x00\\ud800"
+    assert shown["fields"] == {"thing": "{1}", "number": "nan", "text": "'\\ud800'", "fine": [1]}
+
+
+async def test_a_line_goes_to_the_process_log_too(verbs, run, caplog):
+    """The host's own logging sees every line that it wants to, without a run as well."""
+    with caplog.at_level(logging.INFO, logger="piecework"):
+        RunLogger(None, run_id="r-1").info("extracted", pages=3)
+        RunLogger(None).debug("too quiet")
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("INFO", "extracted run_id='r-1' pages=3")
+
+
+async def test_lines_of_a_superseded_owner_are_refused_quietly(verbs, run):
+    """Who lost a run cannot write to its timeline, and is not failed for trying."""
+    book = a_book(verbs, run)
+    await verbs.claim("node-2", orphans=True)
+    RunLogger(book).info("late")
+    await book.flush()
+    assert await lines(verbs, run) == []
+
+
+async def test_a_timeline_that_cannot_be_written_fails_nothing(verbs, run):
+    """Lines that the store does not take are lost; the run and later lines are not."""
+    full = [True]
+
+    async def commit(verb, item, decide):
+        if full.pop() if full else False:
+            raise StoreFullError("the disk is full")
+        return await verbs.do(verb, item, decide)
+
+    book = LogBook(commit, run.run_id, run.epoch, run.decision, run.attempt)
+    logger = RunLogger(book)
+    logger.info("lost")
+    await book.flush()
+    logger.info("kept")
+    await book.flush()
+    assert [told(entry)["message"] for entry in await lines(verbs, run)] == ["kept"]
+
+
+async def test_lines_stand_beneath_the_decision_that_they_follow(verbs, run):
+    """After a stage's commit lines go on beneath that decision, numbered from one."""
+    book = a_book(verbs, run)
+    logger = RunLogger(book)
+    logger.info("before")
+    await book.flush()
+    book.decided(run.decision + 1, 0)
+    logger.info("after")
+    await book.flush()
+    assert [(e.decision, e.attempt, e.ordinal) for e in await lines(verbs, run)] == [
+        (run.decision, 1, 1),
+        (run.decision + 1, 0, 1),
+    ]
+
+
+async def test_flush_without_lines(verbs, run):
+    """Nothing to write is nothing to wait for."""
+    await a_book(verbs, run).flush()

@@ -1,0 +1,123 @@
+"""Promises about what a decision may see and change."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from piecework.errors import ConflictError
+from piecework.store.contract import Delete, Failure, Insert, Put, Update
+from piecework.store.draft import Draft
+from piecework.store.records import Entry, RunValue, Slot
+
+
+def a_slot(key="a", **counts):
+    return Slot(key, "w", "serialized", 1, 1, 1, **counts)
+
+
+@pytest.fixture
+def draft():
+    draft = Draft()
+    draft.load(Slot, [("a",), ("missing",)], [a_slot()])
+    return draft
+
+
+def test_a_key_that_was_not_loaded(draft):
+    """Touching what the verb forgot to load is an error, never a silent insert."""
+    with pytest.raises(LookupError, match=r"Slot .*other.* was not loaded"):
+        draft.find(Slot, "other")
+    with pytest.raises(LookupError, match="was not loaded"):
+        draft.put(a_slot("other"))
+
+
+def test_a_key_that_is_not_there(draft):
+    """A key that was asked for and not found is known to be missing, and may be filled."""
+    assert draft.find(Slot, "missing") is None
+    with pytest.raises(LookupError, match="there is no Slot"):
+        draft.get(Slot, "missing")
+    draft.put(a_slot("missing"))
+    assert list(draft.write()) == [Insert([a_slot("missing")])]
+
+
+def test_what_was_put_is_what_is_found(draft):
+    """The second of two decisions sees what the first did."""
+    draft.put(a_slot(live=1))
+    assert draft.get(Slot, "a").live == 1
+    assert draft.all(Slot) == [a_slot(live=1)]
+
+
+def test_one_row_a_key_is_written(draft):
+    """However often a row is replaced, it is written once."""
+    draft.put(a_slot(live=1))
+    draft.put(a_slot(live=2))
+    assert list(draft.write()) == [Update([a_slot(live=2)])]
+
+
+def test_what_did_not_change_is_not_written(draft):
+    """A row that is put back as it was costs nothing."""
+    draft.put(draft.get(Slot, "a"))
+    assert list(draft.write()) == []
+
+
+def test_loading_again_keeps_what_is_known(draft):
+    """A row that was changed is not undone by loading it once more."""
+    draft.put(a_slot(live=1))
+    draft.load(Slot, [("a",)], [a_slot()])
+    assert draft.get(Slot, "a").live == 1
+
+
+def test_a_removed_row_is_gone(draft):
+    """A removed row is not found and is deleted; one that was never there is no error."""
+    draft.remove(Slot, "a")
+    draft.remove(Slot, "missing")
+    assert (draft.find(Slot, "a"), draft.all(Slot)) == (None, [])
+    assert list(draft.write()) == [Delete(Slot, [("a",)])]
+
+
+def test_a_fresh_row_needs_no_loading(draft):
+    """A row with a fresh id is inserted."""
+    draft.add(a_slot("fresh"))
+    assert draft.get(Slot, "fresh") == a_slot("fresh")
+    assert list(draft.write()) == [Insert([a_slot("fresh")])]
+
+
+def test_a_value_that_is_removed_and_written_again(draft):
+    """Deletions come before what grows, so a value may be replaced in one batch."""
+    draft.remove(RunValue, "r", "patch")
+    draft.append(RunValue("r", "patch", b"{}"))
+    assert [type(request) for request in draft.write()] == [Delete, Put]
+
+
+def test_tables_are_written_in_one_order():
+    """Whatever the order of the decisions, tables are written in theirs."""
+    draft = Draft()
+    draft.append(Entry("r", 1, 0, 0, 0, "pipeline", "run:started", "", None))
+    draft.add(RunValue("r", "args", b"{}"))
+    draft.add(a_slot())
+    assert [type(request.records[0]) for request in draft.write()] == [Slot, RunValue, Entry]
+
+
+@pytest.mark.parametrize("error", [ConflictError("no"), LookupError("no"), ValueError("no"), TypeError("no")])
+def test_a_decision_that_raises_leaves_nothing_behind(draft, error):
+    """What one item did is undone when its decision raises; those before and behind it stand."""
+
+    def decide(draft, item, _now):
+        slot = draft.get(Slot, "a")
+        draft.put(replace(slot, live=slot.live + 1))
+        draft.add(a_slot(item))
+        draft.append(RunValue(item, "args", b"{}"))
+        draft.queues["a"].pop(0)
+        if item == "bad":
+            draft.remove(Slot, "one")
+            raise error
+        return slot.live
+
+    draft.queues["a"] = ["q1", "q2", "q3"]
+    outcomes = draft.fold(["one", "bad", "two"], decide, 0)
+    assert outcomes == [0, Failure(error), 1]
+    assert draft.queues["a"] == ["q3"]
+    assert list(draft.write()) == [
+        Update([a_slot(live=2)]),
+        Insert([a_slot("one"), a_slot("two")]),
+        Put([RunValue("one", "args", b"{}"), RunValue("two", "args", b"{}")]),
+    ]
