@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,7 +15,7 @@ from weakref import WeakKeyDictionary
 from piecework import process
 from piecework.bus.event import Event
 from piecework.bus.subscriptions import EventBus
-from piecework.clock import SystemClock, micros
+from piecework.clock import SystemClock, check_duration, micros
 from piecework.config import Settings, tool_setting
 from piecework.container.container import Container
 from piecework.container.env import EnvService
@@ -226,9 +227,8 @@ class App:
             DuplicateKeyError: There is such an integration.
             ValidationError: A number is not positive, or accounting is neither.
         """
-        for what, seconds in (("every_seconds", every_seconds), ("timeout_seconds", timeout_seconds)):
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-                raise ValidationError(f"piece {integration!r}: {what} has to be a positive number, not {seconds!r}")
+        check_duration(f"piece {integration!r}: every_seconds", every_seconds)
+        check_duration(f"piece {integration!r}: timeout_seconds", timeout_seconds)
         if accounting not in {"join", "strict"}:
             raise ValidationError(f"piece {integration!r}: accounting is 'join' or 'strict', not {accounting!r}")
 
@@ -485,7 +485,7 @@ class App:
         stack.push_async_exit(self._container)
         self._supervisor = Supervisor()
         stack.push_async_callback(self._supervisor.drain, settings.close_timeout_seconds)
-        stack.push_async_callback(self.bus.drain)
+        stack.push_async_callback(self.bus.drain, settings.close_timeout_seconds)
         await self._container.ready()
 
     async def _open_node(self, stack: AsyncExitStack) -> None:
@@ -510,11 +510,12 @@ class App:
         stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
         stack.push_async_callback(parts.spaces.stop)
         parts.spaces.start()
-        stack.push_async_callback(parts.node.stop, settings.close_timeout_seconds)
-        for workflow, mode in self._workflows:
-            await parts.runtime.register(workflow, mode=mode)
         self.bus.connect(parts.intake.publish)
         stack.callback(self.bus.connect, None)
+        stack.push_async_callback(parts.node.stop, settings.close_timeout_seconds)
+        # All of them before anything runs: what a continued run publishes has to find every workflow.
+        for workflow, mode in self._workflows:
+            await parts.runtime.register(workflow, mode=mode)
         await parts.node.start()
         stack.push_async_callback(parts.link.stop)
         store.lock.describe(socket=str(await parts.link.start()))
@@ -530,11 +531,11 @@ class App:
             abort_grace_seconds=settings.abort_grace_seconds,
             payload_limit_bytes=settings.payload_limit_bytes,
         )
-        spaces = Spaces(self._make_controller, settings, self.clock)
+        spaces = Spaces(self._make_controller, settings, self.clock, healthy=lambda: self._zygote.alive)
         pieces = PieceKind(self._definitions, spaces, settings)
         jobs = Jobs({JOB: Mailing(transport, settings.mail_retry_seconds)}, lambda: node)
         kinds: dict[str, Kind] = {kind.name: kind for kind in (executor, pieces, jobs)}
-        node = Node(new_id(), store, kinds, self.clock, news)
+        node = Node(new_id(), store, kinds, self.clock, news, places=settings.space_concurrency)
         executor.attach(node)
         pieces.attach(node)
         self._on_worker_log = pieces.on_log
@@ -560,6 +561,7 @@ class App:
         path, main_path = target
         paths = [entry or str(Path.cwd()) for entry in sys.path]
         self._make_zygote = partial(Zygote, path, paths=paths, main_path=main_path, on_output=_show_output)
+        self._zygote_lock = asyncio.Lock()
         self._zygote = self._make_zygote()
         await self._zygote.start()
         stack.push_async_callback(self._stop_zygote)
@@ -568,11 +570,13 @@ class App:
         await self._zygote.stop()
 
     async def _make_controller(self, space: str) -> Controller:
-        if not self._zygote.alive:
-            signals.emit(signals.NODE_TROUBLE, level="error", what="the zygote has ended; another one starts")
-            await self._zygote.stop()
-            self._zygote = self._make_zygote()
-            await self._zygote.start()
+        async with self._zygote_lock:
+            if not self._zygote.alive:
+                signals.emit(signals.NODE_TROUBLE, level="error", what="the zygote has ended; another one starts")
+                await self._zygote.stop()
+                another = self._make_zygote()
+                await another.start()
+                self._zygote = another
         settings = self.settings
         differing = {
             name: getattr(settings, name)

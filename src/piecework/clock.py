@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
+
+from piecework.errors import ValidationError
 
 SECOND = 1_000_000
 """Microseconds in a second, the unit of every moment in the store."""
@@ -46,6 +48,27 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Waits that long on the monotonic clock."""
         await asyncio.sleep(seconds)
+
+
+LONGEST_SECONDS = 100 * 365 * 86400
+"""Durations beyond a hundred years are refused: the calendar has an end, and a typing error is likelier."""
+
+
+def check_duration(what: str, seconds: Any) -> float:
+    """Checks a duration that somebody gave.
+
+    Args:
+        what: Named in the error.
+        seconds: Any value.
+
+    Raises:
+        ValidationError: It is not a positive number of at most a hundred years.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_SECONDS:
+        raise ValidationError(
+            f"{what} has to be a positive number of seconds, a hundred years at most, not {seconds!r}"
+        )
+    return seconds
 
 
 def micros(seconds: float) -> int:

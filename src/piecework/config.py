@@ -6,10 +6,11 @@ A setting comes from `App(settings=Settings(…))`, else from the environment as
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from piecework.errors import ValidationError
 
@@ -78,9 +79,9 @@ class Settings:
         for spec in fields(cls):
             name = PREFIX + spec.name.upper()
             if name in variables:
-                given[spec.name] = _convert(name, variables[name], spec.default)
+                given[spec.name] = _convert(name, variables[name], str(spec.type))
             elif spec.name in table:
-                given[spec.name] = _convert(f"[tool.piecework] {spec.name}", table[spec.name], spec.default)
+                given[spec.name] = _convert(f"[tool.piecework] {spec.name}", table[spec.name], str(spec.type))
         return cls(**given)
 
 
@@ -97,16 +98,31 @@ def _tool_table(folder: Path) -> dict[str, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def _convert(name: str, raw: Any, default: Any) -> Any:
+def _convert(name: str, raw: Any, kind: str) -> Any:
+    """Reads a setting as its field is declared: a whole number, a number, a tuple of numbers, or none."""
     try:
-        if isinstance(default, tuple):
+        if kind.startswith("tuple"):
             items = raw.split(",") if isinstance(raw, str) else raw
-            return tuple(float(item) for item in items)
-        if isinstance(default, int) and not isinstance(default, bool):
-            return int(raw)
-        return None if raw == "" else float(raw)
+            return tuple(_positive(float(item)) for item in items)
+        if kind.endswith("None") and raw == "":
+            return None
+        if kind == "int":
+            return _positive(int(raw) if isinstance(raw, str | int) else int(str(raw)))
+        return _positive(float(raw))
     except (TypeError, ValueError) as error:
-        raise ValidationError(f"{name} = {raw!r} is not a number: give one, or remove it", name=name) from error
+        what = "whole number" if kind == "int" else "number"
+        raise ValidationError(
+            f"{name} = {raw!r} is not a {what} of 0 or more: give one, or remove it", name=name
+        ) from error
+
+
+_N = TypeVar("_N", int, float)
+
+
+def _positive(value: _N) -> _N:
+    if not 0 <= value < math.inf:
+        raise ValueError(value)
+    return value
 
 
 def tool_setting(name: str, folder: Path | None = None) -> str | None:

@@ -1,7 +1,8 @@
 """Every error of Piecework: a stable code, the data it is about, and a sentence that says what to do next.
 
 Read `PieceworkError` first; the rest are the same with a code of their own. Lookup errors are also `LookupError`,
-bad values also `ValueError`, timeouts also `TimeoutError`, so that code which knows nothing of Piecework can catch them.
+bad values also `ValueError`, timeouts also `TimeoutError`, so that code that knows nothing of Piecework can catch
+them.
 Several failures at once are an `ExceptionGroup`: every clean-up is tried and none is lost.
 """
 

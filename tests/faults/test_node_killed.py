@@ -186,7 +186,7 @@ MOMENTS = {
 @pytest.mark.skipif(not linux.can_run_workers(), reason="workers need pidfds")
 @pytest.mark.parametrize("place", MOMENTS)
 async def test_an_update_that_is_cut_off_is_done_again(node: Node, place: str) -> None:
-    """A node that is killed around an update takes its worker along; no outcome is lost or counted twice, none blamed."""
+    """A node that is killed around an update takes its worker along; no outcome is lost or counted twice."""
     assert await node.run("killed_piece.py", place) == signal.SIGKILL
     await node.nothing_left()
     told = await node.run("killed_piece.py", place)

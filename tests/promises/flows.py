@@ -28,7 +28,7 @@ async def nothing(ctx: Any) -> None:
     """A step without effect."""
 
 
-def flow(*steps: Any, id: str = "flow", on: str = "go", **options: Any) -> Workflow:
+def flow(*steps: Any, id: str = "flow", on: str = "go", **options: Any) -> Workflow:  # noqa: A002 - the word of the field
     """A workflow of one stage."""
     return Workflow(id, on=on, stages=[Stage("only", steps=steps or (nothing,))], **options)
 

@@ -61,7 +61,7 @@ async def test_what_is_no_store_address_is_refused(url):
 async def test_a_store_that_cannot_be_opened_says_so(tmp_path):
     """A store whose folder cannot be made is refused with STORE_ERROR and its path."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="file/state.db"):
+    with pytest.raises(StoreError, match=r"file/state\.db"):
         await opened(App("x", store=f"sqlite:///{tmp_path}/file/state.db"))
 
 

@@ -48,7 +48,9 @@ def test_the_quickstarts_programs_run(tmp_path):
     found = programs(ROOT / "docs" / "quickstart.md")
     assert found
     for _, text in found:
-        opens = "\nimport asyncio\nasync def opened():\n    async with app:\n        print('open')\nasyncio.run(opened())\n"
+        opens = (
+            "\nimport asyncio\nasync def opened():\n    async with app:\n        print('open')\nasyncio.run(opened())\n"
+        )
         assert run(text + opens, tmp_path) == "open\n"
 
 

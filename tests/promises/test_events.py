@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from piecework import Event, EventBus, Pipeline, PieceworkError, Stage, Trigger, WaitFor, Workflow
+from piecework import Event, EventBus, PieceworkError, Pipeline, Stage, Trigger, WaitFor, Workflow
 from piecework.errors import ClosedError, ValidationError
 
 from .flows import Gate, ended, flow, keep, nothing, paused, run_id_of

@@ -7,12 +7,12 @@ import pytest
 from piecework import Stage, Step, WaitFor, Workflow, pause
 from piecework.errors import ValidationError
 
-from .flows import Gate, asks, ended, keep, nothing, paused, run_id_of
+from .flows import Gate, asks, ended, keep, nothing, paused
 
 
-def waiting(wait, *later, id="flow"):
+def waiting(wait, *later, name="flow"):
     """A workflow that waits at once and then ends."""
-    return Workflow(id, on="go", stages=[Stage("ask", wait=wait), *(later or [Stage("end")])])
+    return Workflow(name, on="go", stages=[Stage("ask", wait=wait), *(later or [Stage("end")])])
 
 
 @pytest.mark.covers("R68")
@@ -321,10 +321,10 @@ async def test_a_paused_run_holds_its_place_in_serialized(make_app):
     """In serialized mode a paused run keeps its place, unless `hold_while_paused=False` says otherwise."""
     from piecework import Serialized
 
-    async with make_app(waiting(WaitFor("more"), id="holds"), mode=Serialized()) as app:
+    async with make_app(waiting(WaitFor("more"), name="holds"), mode=Serialized()) as app:
         await paused(app, await app.publish("go"))
         assert (await app.publish("go")).dispatched[0].outcome == "queued"
-    lets = waiting(WaitFor("more"), id="lets")
+    lets = waiting(WaitFor("more"), name="lets")
     async with make_app(lets, mode=Serialized(hold_while_paused=False)) as app:
         await paused(app, await app.publish("go"))
         assert (await app.publish("go")).dispatched[0].outcome == "started"

@@ -271,7 +271,7 @@ async def test_an_id_can_be_registered_once(app):
     assert (await ended(app, await app.publish("go"))).ok
 
 
-@pytest.mark.covers("E30")
+@pytest.mark.covers("N44")
 async def test_an_interrupted_run_goes_on_when_its_workflow_is_back(make_app, gate):
     """Deregistering interrupts a running run; it stays in the store and goes on when the workflow is registered."""
     async with make_app(flow(gate)) as app:
@@ -284,7 +284,7 @@ async def test_an_interrupted_run_goes_on_when_its_workflow_is_back(make_app, ga
         assert gate.reached.get_nowait() == run_id
 
 
-@pytest.mark.covers("E31")
+@pytest.mark.covers("N45")
 async def test_a_step_may_deregister_its_own_workflow(make_app):
     """`deregister` from inside a step of the workflow's own run returns at once; the run stays, for its next home."""
     left = asyncio.Event()
@@ -301,13 +301,29 @@ async def test_a_step_may_deregister_its_own_workflow(make_app):
         assert (await app.runtime.wait(run_id, timeout_seconds=20)).ok
 
 
-@pytest.mark.covers("R54", "E54")
+@pytest.mark.covers("R54")
 async def test_stop_deregisters_everything(make_app):
     """`stop` deregisters every workflow; stopping twice is harmless."""
     async with make_app(flow(id="one"), flow(id="two")) as app:
         await app.runtime.stop()
         assert app.runtime.list_workflows() == []
         await app.runtime.stop()
+
+
+@pytest.mark.covers("R54")
+async def test_the_end_of_the_app_gives_live_work_its_time(make_app, gate):
+    """At the end of the app a run that is under way may still end: it is completed, not interrupted."""
+
+    async def ends_later(ctx):
+        await gate(ctx)
+
+    async with make_app(flow(ends_later)) as app:
+        run_id = run_id_of(await app.publish("go"))
+        await gate.reached.get()
+        asyncio.get_running_loop().call_soon(gate.open.set)
+    async with make_app() as app:
+        assert (await app.runtime.get(run_id)).status == "completed"
+        assert "run:released" not in [entry.type for entry in await app.runtime.timeline(run_id)]
 
 
 @pytest.mark.covers("E53")
@@ -465,7 +481,7 @@ async def test_definitions_are_checked_when_they_are_made():
         lambda: Stage("s", router=pause(), wait=WaitFor("x")),
         lambda: Pipeline([Stage("s", router=jump("t"))]),
         lambda: pause(timeout_seconds=0),
-        lambda: WaitFor(),
+        WaitFor,
         lambda: WaitFor("x", conditions=[{"field": "n", "op": "like", "value": 3}]),
     ):
         with pytest.raises((ValidationError, NotFoundError)):

@@ -52,7 +52,7 @@ async def test_the_apps_services_are_in_every_workflow(make_app):
     assert seen[0][0] is seen[1][0]
 
 
-@pytest.mark.covers("R18", "R135")
+@pytest.mark.covers("R18")
 async def test_a_workflows_services_are_its_own(make_app):
     """A service that a workflow declares is in its runs and nowhere else: NOT_FOUND in others and in the app."""
     step = keep([], of("mine"))
@@ -66,7 +66,7 @@ async def test_a_workflows_services_are_its_own(make_app):
                 await ws.require("mine")
 
 
-@pytest.mark.covers("R88", "R89")
+@pytest.mark.covers("R88")
 async def test_a_factory_may_use_a_context_or_none(make_app):
     """A factory takes nothing, or a context that offers `use`, `require`, `resolve`, `select` and `on_cleanup`."""
     seen = []

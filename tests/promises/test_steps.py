@@ -200,15 +200,15 @@ async def test_a_timeline_is_in_the_order_of_what_happened(make_app):
 
     async def logs(ctx):
         for n in range(5):
-            ctx.logger.info(f"line {n}")
+            ctx.logger.info("line", n=n)
 
     stages = [Stage("a", steps=[logs]), Stage("b", steps=[logs])]
     async with make_app(Workflow("flow", on="go", stages=stages)) as app:
         run_id = (await ended(app, await app.publish("go"))).metadata.run_id
         timeline = await app.runtime.timeline(run_id)
         assert [entry.seq for entry in timeline] == list(range(1, len(timeline) + 1))
-        lines = [entry.payload["message"] for entry in timeline if entry.source == "logger"]
-        assert lines == [f"line {n}" for n in range(5)] * 2
+        lines = [entry.payload["fields"]["n"] for entry in timeline if entry.source == "logger"]
+        assert lines == [*range(5)] * 2
         assert await app.runtime.timeline(run_id) == timeline
 
 
@@ -300,3 +300,26 @@ async def test_a_step_that_runs_again_publishes_its_events_once(make_app, clock)
         app.bus.subscribe("told", heard.append)
         assert (await through(app, clock, await app.publish("go"))).ok
     assert len(heard) == 2
+
+
+@pytest.mark.covers("N47")
+async def test_what_a_step_used_does_not_decide_over_its_run(make_app):
+    """A step that fails because something that it used was closed, aborted or stopped fails its own run as any other."""
+
+    async def uses_what_is_closed(ctx):
+        await closed.require("database")
+
+    async def waits_for_another(ctx):
+        (await ctx.workspace.host.runtime.wait(aborted)).unwrap()
+
+    held = Gate()
+    workflows = [flow(held, id="held", on="held"), flow(uses_what_is_closed, id="1", on="1")]
+    async with make_app(*workflows, flow(waits_for_another, id="2", on="2")) as app:
+        async with app.workspace() as closed:
+            pass
+        aborted = run_id_of(await app.publish("held"))
+        await app.runtime.abort(aborted)
+        for event, word in (("1", closed.id), ("2", "aborted by a call")):
+            result = await ended(app, await app.publish(event))
+            assert (result.metadata.status, result.error.code) == ("failed", "EXECUTION_FAILED")
+            assert word in result.error.message

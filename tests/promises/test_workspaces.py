@@ -7,7 +7,7 @@ from typing import Annotated
 
 import pytest
 
-from piecework import Settings, Use, Workspace, current_workspace
+from piecework import PieceworkError, Settings, Use, Workspace, current_workspace
 from piecework.errors import ClosedError, CycleError, InvalidScopeError, NotFoundError
 
 
@@ -143,10 +143,14 @@ async def test_children_side_by_side_do_not_see_each_other(shop):
 @pytest.mark.parametrize("end", [RuntimeError, asyncio.CancelledError, TimeoutError, SystemExit, KeyboardInterrupt])
 async def test_clean_up_runs_however_it_ends(shop, end):
     """Clean-up runs whatever ends the function: an error, a cancellation, a timeout, an interrupt."""
-    with pytest.raises(end):
+
+    async def ends():
         async with shop.workspace() as ws:
             await ws.require("fresh")
             raise end
+
+    with pytest.raises(end):
+        await ends()
     assert shop.log == ["fresh"]
 
 
@@ -547,6 +551,9 @@ async def test_the_end_of_the_app_waits_for_spawned_children(make_app):
         app.spawn_in_new_workspace(late)
     assert log.count("closed") == 2
     assert "quick" in log
+    with pytest.raises(PieceworkError) as caught:
+        app.spawn_in_new_workspace(quick)
+    assert caught.value.code in {"STOPPED", "CLOSED"}
 
 
 @pytest.mark.covers("W110")

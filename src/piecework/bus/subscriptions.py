@@ -68,15 +68,23 @@ class EventBus:
             if fnmatchcase(event.type, pattern):
                 self._call(pattern, fn, event)
 
-    async def drain(self) -> None:
-        """Waits for asynchronous observers that are still at it."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks)
+    async def drain(self, grace_seconds: float) -> None:
+        """Waits for asynchronous observers that are still at it, then cancels them.
+
+        Args:
+            grace_seconds: How long they may still go on.
+        """
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=grace_seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=grace_seconds)
 
     def _call(self, pattern: str, fn: Callable[[Event], Any], event: Event) -> None:
         try:
             result = fn(event)
-        except Exception as error:  # noqa: BLE001 - an observer's error never reaches the emitter; it is shown
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it never reaches the emitter; it is shown
             _failed(pattern, event, error)
             return
         if inspect.isawaitable(result):
@@ -92,7 +100,7 @@ async def _finish(pattern: str, event: Event, result: Awaitable[Any]) -> None:
         _failed(pattern, event, error)
 
 
-def _failed(pattern: str, event: Event, error: Exception) -> None:
+def _failed(pattern: str, event: Event, error: BaseException) -> None:
     signals.emit(
         signals.OBSERVER_FAILED,
         level="error",

@@ -72,7 +72,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable})")
     yield Finding("platform", "ok", platform.platform())
     yield Finding("sqlite", "ok", sqlite3.sqlite_version)
-    pidfds, subreaper = hasattr(os, "pidfd_open"), linux.become_subreaper()
+    pidfds, subreaper = hasattr(os, "pidfd_open"), linux.has_subreapers()
     detail = f"pidfd {_word(pidfds)}, prctl {_word(sys.platform == 'linux')}, subreaper {_word(subreaper)}"
     if linux.can_run_workers():
         lost = "a worker's daemons outlive a kill of its keeper and zygote together"

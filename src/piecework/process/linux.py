@@ -13,6 +13,7 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 
 
 def can_run_workers() -> bool:
@@ -35,6 +36,12 @@ def die_with_parent(signum: int, parent: int) -> None:
 def become_subreaper() -> bool:
     """Makes orphans among this process's descendants its own children; False where there is no such thing."""
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def has_subreapers() -> bool:
+    """Tells whether this kernel knows subreapers, without making this process one."""
+    answer = ctypes.c_int()
+    return _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(answer))
 
 
 def forbid_inspection() -> bool:

@@ -100,11 +100,15 @@ def _offer_to_waiting(draft: Draft, wait: Wait, patch: dict[str, Any], entry: Ac
         overflow = NewEntry(type="watch:overflow", payload=encode({"event_id": entry.event.event_id}))
         draft.put(write_entries(draft, run, (overflow,), now))
         return replace(result, outcome="dropped", reason="buffer_full")
-    draft.add(Buffered(run.run_id, entry.event.seq or 0, encode(patch)))
+    draft.add(Buffered(run.run_id, entry.event.seq or 0, wait.wait_id, encode(patch)))
     return result
 
 
 def _offer_to_trigger(draft: Draft, route: Route, entry: Accepting, now: int) -> DispatchResult:
+    if route.refused is not None:
+        return DispatchResult(
+            outcome="rejected", workflow_id=route.workflow_id, trigger_id=route.trigger_id, reason=route.refused
+        )
     stored = draft.get(Slot, route.slot.slot_key)
     # The numbers of the newest registration hold; the counts are the store's own.
     slot = replace(
@@ -114,6 +118,10 @@ def _offer_to_trigger(draft: Draft, route: Route, entry: Accepting, now: int) ->
         capacity=route.slot.capacity,
         hold_while_paused=route.slot.hold_while_paused,
     )
+    if slot != stored:
+        draft.put(slot)
+        start_successors(draft, slot.slot_key, now)
+        slot = draft.get(Slot, slot.slot_key)
     verdict = admit(slot)
     result = DispatchResult(
         outcome=verdict.admission.value,
@@ -227,8 +235,7 @@ def _repeated(draft: Draft, run: Run, item: CommitStage) -> Progress:
 
 
 def _park(draft: Draft, run: Run, park: Park, now: int) -> Progress:
-    for wait in park.waits:
-        draft.add(replace(wait, registered_at=now))
+    _replace_stage_waits(draft, run, park, now)
     waits = [wait for wait in draft.all(Wait) if wait.run_id == run.run_id]
     run = replace(run, stage=park.stage)
     buffered = sorted((row for row in draft.all(Buffered) if row.run_id == run.run_id), key=lambda row: row.event_seq)
@@ -261,6 +268,26 @@ def _park(draft: Draft, run: Run, park: Park, now: int) -> Progress:
     return Progress(outcome="parked", decision=run.decision)
 
 
+def _replace_stage_waits(draft: Draft, run: Run, park: Park, now: int) -> None:
+    """Registers what this pause waits for and forgets what earlier stages waited for, with what was kept for them.
+
+    A stage that waits for the same again, in a loop, keeps what came in between.
+    """
+    asked = {wait.identity(): wait.clauses for wait in park.waits}
+    for wait in draft.all(Wait):
+        if wait.run_id == run.run_id and wait.stage and asked.get(wait.identity()) != wait.clauses:
+            draft.remove(Wait, *wait.identity())
+            _forget_buffered(draft, run.run_id, {wait.wait_id})
+    for wait in park.waits:
+        draft.add(replace(wait, registered_at=now))
+
+
+def _forget_buffered(draft: Draft, run_id: str, wait_ids: set[str]) -> None:
+    for row in draft.all(Buffered):
+        if row.run_id == run_id and row.wait_id in wait_ids:
+            draft.remove(Buffered, *row.identity())
+
+
 def decide_register(draft: Draft, item: Register, now: int) -> int:
     """Registers waits of a running run, and cancels earlier ones (None: all) with what was kept for them."""
     run = _owned(draft, item.run_id, item.epoch)
@@ -269,10 +296,7 @@ def decide_register(draft: Draft, item: Register, now: int) -> int:
     doomed = mine if item.cancel is None else [wait for wait in mine if wait.wait_id in item.cancel]
     for wait in doomed:
         draft.remove(Wait, *wait.identity())
-    if doomed and len(doomed) == len(mine):
-        for row in draft.all(Buffered):
-            if row.run_id == run.run_id:
-                draft.remove(Buffered, *row.identity())
+    _forget_buffered(draft, run.run_id, {wait.wait_id for wait in doomed})
     for wait in item.waits:
         draft.add(replace(wait, registered_at=now))
     return len({wait.identity() for wait in draft.all(Wait) if wait.run_id == run.run_id})
@@ -394,12 +418,18 @@ def decide_abort(draft: Draft, item: Abort, now: int) -> Aborted:
     run = _known(draft, item.run_id)
     if Status(run.status) in ENDED or run.abort_reason is not None:
         return Aborted(aborted=False)
+    if run.kind == "piece" and run.status == Status.QUEUED:
+        raise InvalidStateError(
+            f"run {run.run_id} is the next update of piece {run.key_value!r} in space {run.space!r} and has not begun: "
+            "aborting it would end the piece's schedule",
+            run_id=run.run_id,
+        )
     asked = NewEntry(type="run:abort", payload=encode({"reason": item.reason}))
     run = write_entries(draft, replace(run, abort_reason=item.reason), (asked,), now)
-    if run.status == Status.RUNNING:
+    if run.owner is not None or run.kind == "piece":
         draft.put(run)
         return Aborted(aborted=True, owner=run.owner)
-    started = run.status == Status.PAUSED or run.due_at is not None
+    started = run.status != Status.QUEUED or run.due_at is not None
     ended = replace(
         run,
         status=check_move(run.run_id, run.status, Status.ABORTED),
@@ -412,7 +442,7 @@ def decide_abort(draft: Draft, item: Abort, now: int) -> Aborted:
     draft.put(write_entries(draft, ended, (NewEntry(type="run:aborted"),), now))
     if run.slot_key is not None:
         _leave(draft, run, started=started, now=now)
-    return Aborted(aborted=True)
+    return Aborted(aborted=True, ended=True)
 
 
 def _leave(draft: Draft, run: Run, *, started: bool, now: int) -> None:

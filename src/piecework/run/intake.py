@@ -69,13 +69,9 @@ class Intake:
             StoreError: It could not be written; nothing was stored.
         """
         item = self._accept_item(event)
-        outcome: Accepted = await self._store.run(accept, item, self._decide_accept, self._clock.now())
-        results = list(outcome.dispatched)
-        if not outcome.duplicate:
-            if any(result.outcome in _WORK for result in results):
-                self._node.wake()
-            self._tell(event, item, results)
-        return Receipt(event_id=outcome.event_id, dispatched=results)
+        told = partial(self._accepted, event, item)
+        outcome: Accepted = await self._store.run(accept, item, self._decide_accept, self._clock.now(), told)
+        return Receipt(event_id=outcome.event_id, dispatched=list(outcome.dispatched))
 
     async def enqueue(
         self,
@@ -122,9 +118,17 @@ class Intake:
             due_at=due_at,
         )
         item = Enqueue(run=run, args=encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self._limit))
-        outcome: Enqueued = await self._store.run(enqueue, item, decide_enqueue, self._clock.now())
-        self._node.wake()
+        outcome: Enqueued = await self._store.run(enqueue, item, decide_enqueue, self._clock.now(), self._wake)
         return outcome
+
+    def _wake(self, _outcome: Any) -> None:
+        self._node.wake()
+
+    def _accepted(self, event: Event, item: Accept, outcome: Accepted) -> None:
+        if not outcome.duplicate:
+            if any(result.outcome in _WORK for result in outcome.dispatched):
+                self._node.wake()
+            self._tell(event, item, outcome.dispatched)
 
     def _accept_item(self, event: Event) -> Accept:
         check_identifier(event.type, "event type")
@@ -144,7 +148,7 @@ class Intake:
                 return patch
         return None
 
-    def _tell(self, event: Event, item: Accept, results: list[DispatchResult]) -> None:
+    def _tell(self, event: Event, item: Accept, results: tuple[DispatchResult, ...]) -> None:
         event_id = item.event.event_id
         signals.emit(
             signals.EVENT_ACCEPTED,

@@ -6,10 +6,12 @@ Lines are collected and committed in batches beside the run's own commits, so a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
-from piecework.errors import StoreError, clean_text
+from piecework.errors import ClosedError, StoreError, clean_text
 from piecework.run.folds import decide_append, encode
 from piecework.store.items import Append, NewEntry
 from piecework.store.values import encode as encode_strictly
@@ -45,22 +47,33 @@ class LogBook:
         self._ordinal = 1
         self._lines: list[NewEntry] = []
         self._flushing: asyncio.Task[None] | None = None
+        self._thread = threading.get_ident()
+        self._loop = asyncio.get_running_loop()
 
     def decided(self, decision: int, attempt: int) -> None:
         """Says that later lines follow a later decision; flush first."""
         self._decision, self._attempt, self._ordinal = decision, attempt, 1
 
     def write(self, level: str, message: str, fields: dict[str, Any], path: str) -> None:
-        """Takes a line in; it is committed soon, at the latest with `flush`."""
+        """Takes a line in, from any thread; it is committed soon, at the latest with `flush`."""
         payload = encode({"message": clean_text(message), "fields": _json_fields(fields)})
         self._lines.append(NewEntry(source="logger", type=f"log.{level}", path=path, payload=payload))
-        if self._flushing is None:
-            self._flushing = asyncio.ensure_future(self._write_out())
+        if threading.get_ident() == self._thread:
+            self._begin_to_write()
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: a synchronous step outlived its node
+                self._loop.call_soon_threadsafe(self._begin_to_write)
 
     async def flush(self) -> None:
         """Waits until every line so far is durable. A timeline that cannot be written never fails the run."""
-        while self._flushing is not None:
-            await self._flushing
+        while self._lines or self._flushing is not None:
+            self._begin_to_write()
+            if self._flushing is not None:
+                await self._flushing
+
+    def _begin_to_write(self) -> None:
+        if self._flushing is None and self._lines:
+            self._flushing = asyncio.ensure_future(self._write_out())
 
     async def _write_out(self) -> None:
         try:
@@ -76,7 +89,7 @@ class LogBook:
                 )
                 self._ordinal += len(lines)
                 await self._commit(append, item, decide_append)
-        except StoreError as error:
+        except (StoreError, ClosedError) as error:
             signals.emit(signals.NODE_TROUBLE, level="warning", what="writing log lines", error=error.message)
         finally:
             self._flushing = None

@@ -7,6 +7,8 @@ or for somebody to wake it: there is no polling.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from piecework.clock import SECOND
 from piecework.errors import ClosedError, StaleEpochError, StoppedError, StoreError, StoreFullError, describe
 from piecework.run.folds import decide_claim, decide_release, decide_resume
 from piecework.store.items import Claim, Release
+from piecework.store.records import Run
 from piecework.store.verbs.claim import claim
 from piecework.store.verbs.runs import due, release
 from piecework.telemetry import logs, signals
@@ -33,6 +36,14 @@ _LONGEST_SLEEP_SECONDS = 60.0
 _TROUBLE_PAUSE_SECONDS = 1.0
 
 
+@dataclass(slots=True, eq=False)
+class _Flying:
+    """A run that executes here."""
+
+    run: Run
+    task: asyncio.Task[None]
+
+
 class Node:
     """Runs runs.
 
@@ -42,23 +53,37 @@ class Node:
         kinds: By their names.
         clock: Tells the time.
         news: Where statuses are announced.
+        places: How many runs of the kind `piece` one space may have in flight: more would only wait here.
     """
 
-    def __init__(self, node_id: str, store: Store, kinds: Mapping[str, Kind], clock: Clock, news: News) -> None:
+    def __init__(
+        self, node_id: str, store: Store, kinds: Mapping[str, Kind], clock: Clock, news: News, *, places: int = 4
+    ) -> None:
         self.node_id = node_id
         self.news = news
         self._store = store
         self._kinds = kinds
         self._clock = clock
+        self._places = places
         self._wanted = asyncio.Event()
-        self._tasks: dict[str, tuple[asyncio.Task[None], tuple[str, str]]] = {}
+        self._flying: dict[str, _Flying] = {}
+        self._in_space: Counter[str] = Counter()
+        self._aborting: dict[str, str] = {}
+        self._claiming = asyncio.Lock()
+        self._chores: set[asyncio.Task[Any]] = set()
+        self._strays = False
         self._loop_task: asyncio.Task[None] | None = None
         self._stopping = False
 
     @property
     def in_flight(self) -> int:
         """How many runs are executing here."""
-        return len(self._tasks)
+        return len(self._flying)
+
+    @property
+    def started(self) -> bool:
+        """Whether it claims."""
+        return self._loop_task is not None
 
     async def start(self) -> int:
         """Takes over what dead owners left and begins to claim. Answers how many runs were taken over."""
@@ -70,7 +95,7 @@ class Node:
         """Takes over what dead owners left of the work that is known here; answers how many runs."""
         taken = 0
         while True:
-            runs = await self._claim(orphans=True)
+            runs = await self._claim(_AT_ONCE, orphans=True)
             taken += len(runs)
             if len(runs) < _AT_ONCE:
                 return taken
@@ -84,14 +109,23 @@ class Node:
         self._wanted.set()
 
     def abort(self, run_id: str, reason: str) -> None:
-        """Tells a run that is executing here to end."""
+        """Tells a run that is executing here, or was claimed this moment, to end."""
+        self._aborting[run_id] = reason
         for kind in self._kinds.values():
             kind.abort(run_id, reason)
 
+    def abort_reason(self, run: Run) -> str | None:
+        """Why a run has been told to end, if it has: before its claim, or between the claim and now."""
+        return run.abort_reason or self._aborting.get(run.run_id)
+
     async def interrupt(self, kind: str, name: str) -> None:
         """Interrupts the runs of one workflow, job or integration that execute here; they stay in the store."""
-        tasks = [task for task, what in self._tasks.values() if what == (kind, name)]
-        mine = [task for task in tasks if task is not asyncio.current_task()]
+        current = asyncio.current_task()
+        mine = [
+            flying.task
+            for flying in self._flying.values()
+            if (flying.run.kind, flying.run.workflow_id) == (kind, name) and flying.task is not current
+        ]
         for task in mine:
             task.cancel()
         await asyncio.gather(*mine, return_exceptions=True)
@@ -106,12 +140,16 @@ class Node:
         self.wake()
         if self._loop_task is not None:
             await self._loop_task
-        tasks = [task for task, _ in self._tasks.values()]
+        while self._chores:
+            await asyncio.wait(self._chores)
+        tasks = [flying.task for flying in self._flying.values()]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace_seconds)
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self._strays:
+            await self._gather_strays()
         self.news.close()
 
     async def commit(self, verb: Verb, item: Any, decide: Decide) -> Any:
@@ -134,6 +172,8 @@ class Node:
         while not self._stopping:
             self._wanted.clear()
             try:
+                if self._strays:
+                    await self._gather_strays()
                 moment = await self._work_and_look_ahead()
             except ClosedError:
                 return
@@ -146,14 +186,14 @@ class Node:
         """Claims all that is due and answers when there is more to do; None means: when somebody says so."""
         while not self._stopping:
             asked_at = self._clock.now()
-            room = min(_AT_ONCE, _IN_FLIGHT_LIMIT - len(self._tasks))
-            claimed = await self._claim() if room > 0 else []
-            if len(claimed) < _AT_ONCE:
+            room = min(_AT_ONCE, _IN_FLIGHT_LIMIT - len(self._flying))
+            claimed = await self._claim(room) if room > 0 else []
+            if len(claimed) < room or room <= 0:
                 break
-        rows = await self._store.read("next_due", {"known": self._known()})
+        rows = await self._store.read("next_due", {"known": self._known(), "full": self._full_spaces()})
         moment: int | None = rows[0][0]
         if moment is not None and moment <= self._clock.now():
-            if len(self._tasks) >= _IN_FLIGHT_LIMIT:
+            if len(self._flying) >= _IN_FLIGHT_LIMIT:
                 return None
             woken = await self._store.run(due, None, decide_resume, self._clock.now())
             if woken or claimed or moment > asked_at:
@@ -162,28 +202,69 @@ class Node:
                 moment = self._clock.now() + round(_TROUBLE_PAUSE_SECONDS * SECOND)
         return moment
 
-    async def _claim(self, *, orphans: bool = False) -> list[Claimed]:
-        item = Claim(owner=self.node_id, limit=_AT_ONCE, known=self._known(), orphans=orphans)
-        claimed: list[Claimed] = await self._store.run(claim, item, decide_claim, self._clock.now())
-        for entry in claimed:
-            task = asyncio.create_task(self._execute(entry), name=f"piecework-run-{entry.run.run_id}")
-            self._tasks[entry.run.run_id] = (task, (entry.run.kind, entry.run.workflow_id))
-            task.add_done_callback(partial(self._done, entry.run.run_id))
-        return claimed
+    async def _claim(self, limit: int, *, orphans: bool = False) -> list[Claimed]:
+        """Claims and starts runs; a caller that is cancelled leaves no claimed run without its task."""
+        chore = asyncio.create_task(self._claim_now(limit, orphans=orphans))
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
+        return await asyncio.shield(chore)
+
+    async def _claim_now(self, limit: int, *, orphans: bool) -> list[Claimed]:
+        async with self._claiming:
+            item = Claim(
+                owner=self.node_id,
+                limit=limit,
+                known=self._known(),
+                orphans=orphans,
+                places=self._places,
+                taken=dict(self._in_space),
+            )
+            claimed: list[Claimed] = await self._store.run(claim, item, decide_claim, self._clock.now())
+            for entry in claimed:
+                self._start(entry)
+            return claimed
+
+    def _start(self, entry: Claimed) -> None:
+        run = entry.run
+        # A run that paused and was woken may still be closing what its last segment used: first that, then the next.
+        before = self._flying.get(run.run_id)
+        task = asyncio.create_task(
+            self._execute(entry, None if before is None else before.task), name=f"piecework-run-{run.run_id}"
+        )
+        flying = self._flying[run.run_id] = _Flying(run, task)
+        if run.kind == "piece":
+            self._in_space[run.space] += 1
+        task.add_done_callback(partial(self._done, flying))
 
     def _known(self) -> tuple[str, ...]:
         return tuple(f"{kind.name}:{name}" for kind in self._kinds.values() for name in kind.known())
 
-    def _done(self, run_id: str, _: asyncio.Task[None]) -> None:
-        self._tasks.pop(run_id, None)
-        if len(self._tasks) == _IN_FLIGHT_LIMIT - 1:
+    def _full_spaces(self) -> list[str]:
+        return [space for space, count in self._in_space.items() if count >= self._places]
+
+    def _done(self, flying: _Flying, task: asyncio.Task[None]) -> None:
+        run = flying.run
+        full = len(self._flying) >= _IN_FLIGHT_LIMIT
+        if self._flying.get(run.run_id) is flying:
+            del self._flying[run.run_id]
+            self._aborting.pop(run.run_id, None)
+        if run.kind == "piece":
+            full = full or self._in_space[run.space] >= self._places
+            self._in_space[run.space] -= 1
+            if not self._in_space[run.space]:
+                del self._in_space[run.space]
+        # A task that was cancelled before its first step has given nothing back.
+        self._strays = self._strays or task.cancelled()
+        if full or self._strays:
             self.wake()
 
-    async def _execute(self, claimed: Claimed) -> None:
+    async def _execute(self, claimed: Claimed, before: asyncio.Task[None] | None) -> None:
         run = claimed.run
         with logs.bind(run_id=run.run_id, space=run.space, workflow_id=run.workflow_id):
-            signals.emit(signals.RUN_STARTED, level="debug", kind=run.kind, attempt=run.attempt)
             try:
+                if before is not None:
+                    await asyncio.wait({before})
+                signals.emit(signals.RUN_STARTED, level="debug", kind=run.kind, attempt=run.attempt)
                 await self._kinds[run.kind].execute(claimed)
             except asyncio.CancelledError:
                 await self._give_back(claimed)
@@ -204,8 +285,27 @@ class Node:
         try:
             await self._store.run(release, item, decide_release, self._clock.now())
             self.wake()
+        except StaleEpochError as error:
+            signals.emit(signals.RUN_LOST, level="warning", error=error.message)
         except StoreError as error:
+            self._strays = True
             signals.emit(signals.NODE_TROUBLE, level="error", what="giving a run back", error=error.message)
+
+    async def _gather_strays(self) -> None:
+        """Gives back the runs that are this node's by the store's account and that nobody executes here."""
+        async with self._claiming:
+            self._strays = False
+            try:
+                rows = await self._store.read("owned_runs", {"owner": self.node_id}, Run)
+                for run in rows:
+                    if run.run_id not in self._flying:
+                        item = Release(run_id=run.run_id, epoch=run.epoch, due_at=self._clock.now())
+                        await self._store.run(release, item, decide_release, self._clock.now())
+            except StaleEpochError:
+                pass  # its task ended between our look and our write
+            except StoreError:
+                self._strays = True
+                raise
 
     async def _sleep_until(self, moment: int | None) -> None:
         if self._stopping or self._wanted.is_set():

@@ -145,8 +145,9 @@ class Jobs:
         await self._commit(run, await self._attempt(run, attempt))
 
     async def _attempt(self, run: Run, attempt: Attempt) -> Verdict:
-        if run.abort_reason is not None:
-            return GaveUp(CrashedError(f"job {run.run_id} was aborted: {run.abort_reason}"))
+        reason = self._node().abort_reason(run)
+        if reason is not None:
+            return GaveUp(CrashedError(f"job {run.run_id} was aborted: {reason}"))
         task = asyncio.ensure_future(self._call(run, attempt))
         self._tasks[run.run_id] = task
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from piecework.errors import DeliveryUnknownError, PieceworkError
+from piecework.errors import DeliveryUnknownError, PieceworkError, clean_text
 from piecework.services.delivery import Decision, MailRefused, MailUnknown, after_attempt
 from piecework.services.job import Again, Done, GaveUp
 from piecework.telemetry import signals
@@ -67,7 +67,8 @@ class Mailing:
         message_id = attempt.args["message_id"]
         if decision.verdict == "done":
             signals.emit(signals.MAIL_SENT, run_id=attempt.run_id, message_id=message_id)
-            return Done({"message_id": message_id, "refused": refused})
+            told = {clean_text(name): clean_text(str(answer), 500) for name, answer in refused.items()}
+            return Done({"message_id": message_id, "refused": told})
         shown = "" if error is None else error.message
         signals.emit(
             signals.MAIL_REFUSED,

@@ -9,7 +9,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from piecework.errors import StoppedError
+from piecework.errors import ClosedError, CrashedError, StoppedError
 from piecework.space.controller import WorkerDied
 from piecework.telemetry import signals
 
@@ -40,6 +40,7 @@ class Gate:
                 await self._changed.wait_for(self._free_for_one if alone else self._free_for_several)
             finally:
                 self._wanting_alone -= alone
+                self._changed.notify_all()  # who gave up waiting may have stood in others' way
             self._inside += 1
             self._alone = alone
         try:
@@ -64,16 +65,28 @@ class Gate:
 class SpaceManager:
     """One space: its worker while it has one, and how many updates may be under way in it."""
 
-    def __init__(self, space: str, make: Callable[[str], Awaitable[Controller]], settings: Settings) -> None:
+    def __init__(
+        self,
+        space: str,
+        make: Callable[[str], Awaitable[Controller]],
+        settings: Settings,
+        healthy: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.space = space
         self.controller: Controller | None = None
         self.users = 0
         self.idle_since = 0.0
         self.restarts = -1
         self._make = make
+        self._healthy = healthy
         self._places = asyncio.Semaphore(settings.space_concurrency)
         self._starting = asyncio.Lock()
         self._gate = Gate()
+
+    @property
+    def occupied(self) -> bool:
+        """Whether it has a worker, or is about to."""
+        return self.users > 0 or self.controller is not None
 
     @property
     def idle(self) -> bool:
@@ -96,7 +109,15 @@ class SpaceManager:
     async def _run(self, run: protocol.Run, timeout_seconds: float, *, alone: bool) -> protocol.Result:
         async with self._places, self._gate.passing(alone=alone):
             controller = await self._ready()
-            return await controller.run(run, timeout_seconds)
+            try:
+                return await controller.run(run, timeout_seconds)
+            except ClosedError as error:  # it had died before it was handed the run
+                await controller.dead()
+                raise StoppedError(f"the worker of space {self.space!r} had ended", space=self.space) from error
+            except WorkerDied as death:
+                if self._healthy():
+                    raise
+                raise StoppedError(f"{death.message}: the zygote above it had ended", space=self.space) from death
 
     async def hibernate(self, reason: str, *, even_if_used: bool = False) -> None:
         """Ends the worker, unless somebody began to use it meanwhile; the next run starts another."""
@@ -116,7 +137,10 @@ class SpaceManager:
                 await self.controller.stop()
                 self.controller = None
             controller = await self._make(self.space)
-            await controller.start()
+            try:
+                await controller.start()
+            except WorkerDied as death:
+                raise CrashedError(f"no worker could be started: {death.message}", space=self.space) from death
             self.controller = controller
             self.restarts += 1
             return controller
@@ -129,10 +153,19 @@ class Spaces:
         make: Makes the controller of a space's next worker.
         settings: Limits and times.
         clock: Tells how long a worker has been idle.
+        healthy: Tells whether what workers come from is alive; no run is to blame for a death while it is not.
     """
 
-    def __init__(self, make: Callable[[str], Awaitable[Controller]], settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self,
+        make: Callable[[str], Awaitable[Controller]],
+        settings: Settings,
+        clock: Clock,
+        *,
+        healthy: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._make = make
+        self._healthy = healthy
         self._settings = settings
         self._clock = clock
         self._managers: dict[str, SpaceManager] = {}
@@ -180,10 +213,8 @@ class Spaces:
             raise StoppedError(f"the node is stopping: space {space!r} takes no more runs", space=space)
         manager = self._managers.get(space)
         if manager is None:
-            manager = self._managers[space] = SpaceManager(space, self._make, self._settings)
-        async with self._room:
-            await self._make_room(manager)
-            manager.users += 1
+            manager = self._managers[space] = SpaceManager(space, self._make, self._settings, self._healthy)
+        await self._take_place(manager)
         try:
             yield manager
         finally:
@@ -193,17 +224,22 @@ class Spaces:
             async with self._room:
                 self._room.notify_all()
 
-    async def _make_room(self, manager: SpaceManager) -> None:
-        """Waits until the space has a worker, or may start one: the least recently used idle one makes room."""
-        while manager.controller is None and manager.users == 0:
-            others = [m for m in self._managers.values() if m is not manager and (m.users or m.controller is not None)]
-            if len(others) < self._settings.space_workers_limit:
-                return
-            idle = [other for other in others if other.idle]
-            if idle:
-                await min(idle, key=lambda m: m.idle_since).hibernate("its place was wanted")
-            else:
-                await self._room.wait()
+    async def _take_place(self, manager: SpaceManager) -> None:
+        """Waits until the space has a worker, or may start one: the least recently used idle one makes room.
+
+        A worker is ended outside of the lock, so that other spaces come and go meanwhile.
+        """
+        while True:
+            async with self._room:
+                others = [m for m in self._managers.values() if m is not manager and m.occupied]
+                if manager.occupied or len(others) < self._settings.space_workers_limit:
+                    manager.users += 1
+                    return
+                idle = [other for other in others if other.idle]
+                if not idle:
+                    await self._room.wait()
+                    continue
+            await min(idle, key=lambda m: m.idle_since).hibernate("its place was wanted")
 
     async def _let_idle_ones_go(self) -> None:
         limit = self._settings.space_idle_seconds

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from piecework.clock import SECOND, as_datetime, micros
-from piecework.errors import NotFoundError, PieceworkError, StoppedError, ValidationError, clean_text
+from piecework.clock import LONGEST_SECONDS, SECOND, as_datetime, check_duration, micros
+from piecework.errors import NotFoundError, PieceworkError, StoppedError, clean_text
 from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.run.info import RunInfo, run_info
@@ -156,8 +156,10 @@ class PieceKind:
     async def _update(self, run: Run, piece: Piece | None) -> tuple[Outcome, dict[str, Any] | None]:
         if piece is None:
             return Failed("the piece was removed before its update began", permanent=True, code="NOT_FOUND"), None
-        if run.abort_reason is not None:
-            return Failed(f"aborted: {run.abort_reason}", code="ABORTED"), None
+        assert self._node is not None
+        reason = self._node.abort_reason(run)
+        if reason is not None:
+            return Failed(f"aborted: {reason}", code="ABORTED"), None
         if run.attempt > self._settings.crash_limit:
             text = f"the update took its process down {self._settings.crash_limit} times in a row"
             return Failed(text, code="CRASHED"), None
@@ -192,7 +194,7 @@ class PieceKind:
             error=error,
             reason=_reason(outcome),
             permanent=isinstance(outcome, Failed) and outcome.permanent,
-            retry_after=micros(outcome.seconds) if isinstance(outcome, RetryAfter) else None,
+            retry_after=micros(min(outcome.seconds, LONGEST_SECONDS)) if isinstance(outcome, RetryAfter) else None,
             state=None if state is None else encode_mapping(state, what="piece.state"),
             next_run_id=new_id(),
             spread=random.random(),  # noqa: S311 - spreads load, keeps no secret
@@ -254,9 +256,7 @@ class PieceService:
         definition = self._definitions.get(integration)
         if definition is None:
             raise NotFoundError.among("integration", integration, self._definitions)
-        every = definition.every_seconds if every_seconds is None else every_seconds
-        if isinstance(every, bool) or not isinstance(every, int | float) or not every > 0:
-            raise ValidationError(f"every_seconds has to be a positive number, not {every!r}")
+        every = definition.every_seconds if every_seconds is None else check_duration("every_seconds", every_seconds)
         piece = Piece(
             space=check_identifier(space, "space"),
             piece_id=check_identifier(piece_id, "piece_id"),
@@ -279,8 +279,9 @@ class PieceService:
             updated_at=0,
         )
         item = RegisterPiece(piece=piece, run_id=new_id())
-        outcome: Registered = await self._store.run(register_piece, item, decide_register_piece, self._clock.now())
-        self._node.wake()
+        outcome: Registered = await self._store.run(
+            register_piece, item, decide_register_piece, self._clock.now(), self._wake
+        )
         return outcome.added
 
     async def list(self, *, space: str | None = None) -> list[PieceRecord]:
@@ -324,10 +325,9 @@ class PieceService:
             NotFoundError: There is no such piece.
         """
         item = RunPiece(space=space, piece_id=piece_id, run_id=new_id())
-        run_id: str = await self._store.run(run_piece, item, decide_run_piece, self._clock.now())
+        run_id: str = await self._store.run(run_piece, item, decide_run_piece, self._clock.now(), self._wake)
         news = self._node.news.expect(run_id)
         try:
-            self._node.wake()
             info = await self._info(run_id)
             if wait and info.ended_at is None:
                 await news
@@ -335,6 +335,9 @@ class PieceService:
         finally:
             news.cancel()
         return info
+
+    def _wake(self, _outcome: Any) -> None:
+        self._node.wake()
 
     async def _info(self, run_id: str) -> RunInfo:
         rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)

@@ -119,8 +119,13 @@ class Store(Protocol):
         """Finishes what was submitted, then lets go. Closing twice is harmless."""
         ...
 
-    async def run(self, verb: Verb, item: Any, decide: Decide, now: int) -> Any:
+    async def run(
+        self, verb: Verb, item: Any, decide: Decide, now: int, then: Callable[[Any], None] | None = None
+    ) -> Any:
         """Submits one item of a verb and returns its outcome once it is durable.
+
+        `then` is called on the loop with the outcome as soon as there is one, also when the caller has been cancelled
+        meanwhile: what must follow a commit belongs there.
 
         Items of one verb and one `decide` that arrive together share a transaction.
 

@@ -24,7 +24,10 @@ class NewEntry(Item, frozen=True, kw_only=True):
 
 
 class Route(Item, frozen=True, kw_only=True):
-    """A trigger that an event matches: what its run would be. `run_id` is made before sending, so a repeat is known."""
+    """A trigger that an event matches: what its run would be. `run_id` is made before sending, so a repeat is known.
+
+    `refused` says why it cannot start one although it matches.
+    """
 
     kind: str
     workflow_id: str
@@ -34,6 +37,7 @@ class Route(Item, frozen=True, kw_only=True):
     slot: Slot
     key: str | None
     version: str | None
+    refused: str | None = None
 
 
 class Accept(Item, frozen=True, kw_only=True):
@@ -56,7 +60,7 @@ class DispatchResult(Item, frozen=True, kw_only=True):
     """What became of an event at one trigger or one waiting run.
 
     Attributes:
-        outcome: started, queued, dropped, resumed, buffered or duplicate.
+        outcome: started, queued, dropped, rejected, resumed, buffered or duplicate.
         workflow_id: Whose.
         trigger_id: Of which trigger; empty where a waiting run was resumed.
         run_id: The run that it started, queued or resumed.
@@ -98,13 +102,16 @@ class Enqueued(Item, frozen=True, kw_only=True):
 class Claim(Item, frozen=True, kw_only=True):
     """A node's wish for work of the kinds and names that it knows, as `kind:name`.
 
-    `orphans` takes over what dead owners had instead of what is due.
+    `orphans` takes over what dead owners had instead of what is due. A space gets at most `places` updates of its
+    pieces at a time, less those that it has `taken`: more would only wait at the node, in the way of others.
     """
 
     owner: str
     limit: int
     known: tuple[str, ...]
     orphans: bool = False
+    places: int = 4
+    taken: dict[str, int] = {}
 
 
 class Claimed(Item, frozen=True, kw_only=True):
@@ -193,9 +200,10 @@ class Abort(Item, frozen=True, kw_only=True):
 
 
 class Aborted(Item, frozen=True, kw_only=True):
-    """The outcome of `abort`: False for a run that had ended; `owner` has to be told where it is running."""
+    """The outcome of `abort`: False for a run that had ended; else it ended now, or its `owner` has to be told."""
 
     aborted: bool
+    ended: bool = False
     owner: str | None = None
 
 

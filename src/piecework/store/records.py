@@ -126,7 +126,10 @@ class RunValue(Record, frozen=True):
 
 
 class Wait(Record, frozen=True):
-    """One event type that a run waits for. `probe` finds it: see `verbs.probes`."""
+    """One event type that a run waits for. `probe` finds it: see `verbs.probes`.
+
+    `stage` names the stage whose `wait=` it is; it is empty for one that a step registered.
+    """
 
     table: ClassVar[str] = "waits"
     key: ClassVar[tuple[str, ...]] = ("wait_id", "event_type")
@@ -134,6 +137,7 @@ class Wait(Record, frozen=True):
     wait_id: str
     event_type: str
     run_id: str
+    stage: str
     field: str
     probe: str
     clauses: bytes
@@ -151,6 +155,7 @@ class Buffered(Record, frozen=True):
 
     run_id: str
     event_seq: int
+    wait_id: str
     patch: bytes
 
 

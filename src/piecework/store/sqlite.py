@@ -37,7 +37,7 @@ from piecework.store.lockfile import LockFile
 from piecework.store.migrate import inspect_sqlite, migrate_sqlite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from piecework.store.contract import Decide, Request, Script, Verb
     from piecework.store.records import Record
@@ -56,6 +56,7 @@ class _Job:
     now: int
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    then: Callable[[Any], None] | None = None
     outcome: Any = None
 
 
@@ -75,6 +76,7 @@ class SqliteStore:
         self._reader = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
 
     @property
     def url(self) -> str:
@@ -107,20 +109,35 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Finishes what was submitted, closes the file and releases the lock."""
-        if self._closed:
-            return
-        self._closed = True
+        if self._closing is None:
+            self._closed = True
+            self._closing = asyncio.get_running_loop().run_in_executor(None, self._close)
+        cancelled: asyncio.CancelledError | None = None
+        while not self._closing.done():
+            try:
+                await asyncio.wait({self._closing})
+            except asyncio.CancelledError as error:  # a file half closed could not be opened again
+                cancelled = error
+        self.lock.release()
+        if cancelled is not None:
+            raise cancelled
+        self._closing.result()
+
+    def _close(self) -> None:
         if self._writer is not None:
             self._jobs.put(_STOP)
-            await asyncio.to_thread(self._writer.join)
+            self._writer.join()
         if self._readers is not None:
-            await asyncio.to_thread(self._readers.shutdown)
+            self._readers.shutdown()
         for connection in self._reader_connections:
             connection.close()
-        self.lock.release()
 
-    async def run(self, verb: Verb, item: Any, decide: Decide, now: int) -> Any:
+    async def run(
+        self, verb: Verb, item: Any, decide: Decide, now: int, then: Callable[[Any], None] | None = None
+    ) -> Any:
         """Submits one item of a verb and returns its outcome once it is durable.
+
+        `then` is called with the outcome as soon as there is one, also when the caller has been cancelled meanwhile.
 
         Raises:
             ClosedError: The store has been closed.
@@ -130,7 +147,7 @@ class SqliteStore:
         if self._closed or self._writer is None:
             raise ClosedError(f"the store {self.path} is not open")
         loop = asyncio.get_running_loop()
-        job = _Job(verb, item, decide, now, loop.create_future(), loop)
+        job = _Job(verb, item, decide, now, loop.create_future(), loop, then)
         self._jobs.put(job)
         # A caller that is cancelled leaves, but what it submitted is decided all the same.
         return await asyncio.shield(job.future)
@@ -318,6 +335,8 @@ def _answer(group: list[_Job]) -> None:
 
 def _resolve(jobs: list[_Job]) -> None:
     for job in jobs:
+        if job.then is not None and not isinstance(job.outcome, Failure):
+            job.then(job.outcome)
         if job.future.done():
             continue
         if isinstance(job.outcome, Failure):

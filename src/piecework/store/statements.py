@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 if TYPE_CHECKING:
     from piecework.store.records import Record
 
@@ -22,41 +24,33 @@ def named(name: str) -> str:
 
 
 @cache
-def named_for(name: str, record: type[Record] | None, sizes: tuple[tuple[str, int], ...]) -> str:
+def named_for(name: str, record: type[Record] | None, lists: tuple[str, ...]) -> str:
     """A named query with its columns and its lists spelled out.
 
     Args:
         name: Of the file.
         record: Whose columns stand for `{columns}` or `{alias.columns}`.
-        sizes: For each list parameter, how many values it has.
+        lists: Parameters that are lists. Each is one bound JSON text: SQLite looks named parameters up one by one, so
+            a parameter for each of ten thousand values would cost a hundred million comparisons.
     """
     text = named(name)
     if record is not None:
         fields = record.__struct_fields__
         text = _COLUMNS.sub(lambda m: ", ".join(f"{m[1]}.{f}" if m[1] else f for f in fields), text)
-    count = dict(sizes)
-    return _LIST.sub(
-        lambda m: "(" + ", ".join(f":{m[1]}_{i}" for i in range(count[m[1]])) + ")" if m[1] in count else m[0], text
-    )
+    return _LIST.sub(lambda m: f"(SELECT value FROM json_each(:{m[1]}))" if m[1] in lists else m[0], text)  # noqa: S608 - names are ours
 
 
-def spread(params: dict[str, Any]) -> tuple[dict[str, Any], tuple[tuple[str, int], ...]]:
-    """Flattens list parameters to `name_0`, `name_1`, … padded to a power of two, so that few texts exist.
-
-    A list without values stands for no row at all: it becomes one NULL, which equals nothing.
-    """
+def spread(params: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Turns list parameters into JSON texts and tells which they are."""
     flat: dict[str, Any] = {}
-    sizes: list[tuple[str, int]] = []
+    lists: list[str] = []
     for name, value in params.items():
         if isinstance(value, list | tuple | set | frozenset):
-            values = list(value) or [None]
-            size = 1 << (len(values) - 1).bit_length()
-            values += [values[-1]] * (size - len(values))
-            flat |= {f"{name}_{i}": item for i, item in enumerate(values)}
-            sizes.append((name, size))
+            flat[name] = msgspec.json.encode(list(value)).decode()
+            lists.append(name)
         else:
             flat[name] = value
-    return flat, tuple(sizes)
+    return flat, tuple(lists)
 
 
 @cache

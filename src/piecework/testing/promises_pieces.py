@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from piecework.clock import SECOND
-from piecework.errors import NotFoundError
+from piecework.errors import InvalidStateError, NotFoundError
 from piecework.ids import new_id
 from piecework.run.lifecycle import Status
 from piecework.space.folds import decide_finish_piece, decide_register_piece
@@ -143,10 +143,10 @@ class PiecePromises:
         assert (done.status, done.next_run_at is not None) == (Status.ABORTED, True)
 
     async def test_abort_of_an_update_to_come(self, verbs: Verbs) -> None:
-        """A piece whose coming update was aborted runs again when somebody asks for it."""
+        """A piece's coming update cannot be aborted: that would end its schedule without a word."""
         await verbs.register_piece(piece())
-        await verbs.abort((await verbs.piece()).run_id or "")
-        await verbs.run_piece()
+        with pytest.raises(InvalidStateError, match="end the piece's schedule"):
+            await verbs.abort((await verbs.piece()).run_id or "")
         assert len(await verbs.claim()) == 1
 
     async def test_finish_after_a_lost_reply(self, verbs: Verbs) -> None:

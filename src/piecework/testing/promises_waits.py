@@ -265,6 +265,6 @@ class WaitPromises:
 
 
 async def _next_due(verbs: Verbs) -> int | None:
-    rows = await verbs.store.read("next_due", {"known": ("workflow:orders",)})
+    rows = await verbs.store.read("next_due", {"known": ("workflow:orders",), "full": ()})
     moment: int | None = rows[0][0]
     return moment

@@ -79,7 +79,8 @@ def waits(
 ) -> tuple[Wait, ...]:
     """The rows of one registration; `options` are those of `WaitFor`."""
     wait_for = WaitFor(*(events or ("order.paid",)), **options)
-    return waits_of(wait_for, run_id, max_buffer=max_buffer, wait_id=wait_id)
+    rows = waits_of(wait_for, run_id, max_buffer=max_buffer)
+    return rows if wait_id is None else tuple(msgspec.structs.replace(row, wait_id=wait_id) for row in rows)
 
 
 def job(run_id: str | None = None, *, due_at: int | None = None, args: bytes = b"{}") -> items.Enqueue:

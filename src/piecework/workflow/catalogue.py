@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from piecework.errors import ConflictError, NotFoundError, ValidationError, describe
+from piecework.errors import ConflictError, NotFoundError, clean_text, describe
 from piecework.ids import new_id
 from piecework.store.items import Route
 from piecework.store.records import Slot
@@ -111,7 +111,14 @@ def _matches(registered: Registered, trigger: Trigger, event: Event) -> bool:
 
 def _route(registered: Registered, trigger: Trigger, event: Event) -> Route:
     workflow, mode = registered.workflow, registered.mode
-    key = _key(registered, event)
+    refused = key = None
+    try:
+        key = None if mode.key is None else mode.key(event)
+        if key is not None:
+            check_identifier(key, f"key of workflow {workflow.id!r}")
+    except Exception as error:  # noqa: BLE001 - to guess a slot could break what the mode promises: no run, and it is told
+        _show_failure(registered, trigger, event, error)
+        key, refused = None, f"its key function raised {type(error).__name__}: {clean_text(str(error), 200)}"
     return Route(
         kind=KIND,
         workflow_id=workflow.id,
@@ -128,19 +135,8 @@ def _route(registered: Registered, trigger: Trigger, event: Event) -> Route:
         ),
         key=key,
         version=workflow.version,
+        refused=refused,
     )
-
-
-def _key(registered: Registered, event: Event) -> str | None:
-    if registered.mode.key is None:
-        return None
-    what = f"key of workflow {registered.workflow.id!r}"
-    try:
-        key = registered.mode.key(event)
-    except Exception as error:
-        # To guess a slot could break what the mode promises, so the event is refused and its publisher is told.
-        raise ValidationError(f"the {what} raised {type(error).__name__}: {error}", event_type=event.type) from error
-    return None if key is None else check_identifier(key, what)
 
 
 def _show_failure(registered: Registered, trigger: Trigger, event: Event, error: Exception) -> None:

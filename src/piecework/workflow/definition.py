@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from piecework.clock import check_duration
 from piecework.errors import DuplicateKeyError, NotFoundError, ValidationError
 from piecework.store.values import check_identifier
 
@@ -222,8 +223,10 @@ class Trigger:
 
     def __post_init__(self) -> None:
         check_identifier(self.event, "trigger event")
-        if self.when is not None and not callable(self.when):
-            raise ValidationError(f"trigger on {self.event!r}: when has to be a function, not {self.when!r:.80}")
+        if self.when is not None and (not callable(self.when) or inspect.iscoroutinefunction(self.when)):
+            raise ValidationError(
+                f"trigger on {self.event!r}: when has to be a plain function (not async), not {self.when!r:.80}"
+            )
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -315,13 +318,9 @@ def check_seconds(what: str, value: float | None) -> float | None:
     """Checks a duration.
 
     Raises:
-        ValidationError: It is neither None nor a positive, finite number.
+        ValidationError: It is neither None nor a positive number of at most a hundred years.
     """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise ValidationError(f"{what} has to be a positive number of seconds, not {value!r}")
-    return value
+    return None if value is None else check_duration(what, value)
 
 
 def _step(stage: str, step: Step | Callable[..., Any]) -> Step:

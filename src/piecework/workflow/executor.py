@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,10 +18,13 @@ from piecework.bus.event import Event
 from piecework.clock import micros
 from piecework.errors import (
     AbortedError,
+    ClosedError,
     CrashedError,
     ExecutionFailedError,
+    NotFoundError,
     PieceworkError,
     StoppedError,
+    StoreError,
     TimeoutExceededError,
     ValidationError,
     describe,
@@ -156,6 +159,9 @@ class Executor:
         if Status(claimed.run.status) in ENDED:
             await self._clean(claimed.run)
             return
+        if claimed.run.attempt > self._crash_limit:
+            await self._settle_without_code(claimed.run, self._crashed(claimed.run))
+            return
         if claimed.run.workflow_id not in self._catalogue:
             # Deregistered while the claim was under way: the run stays, for whoever registers the workflow again.
             raise StoppedError(f"workflow {claimed.run.workflow_id!r} was deregistered", run_id=claimed.run.run_id)
@@ -168,7 +174,8 @@ class Executor:
         try:
             await self._fly(flight)
         finally:
-            del self.flights[flight.run.run_id]
+            if self.flights.get(flight.run.run_id) is flight:
+                del self.flights[flight.run.run_id]
 
     # -- the heart -----------------------------------------------------------------------------------------------
 
@@ -193,7 +200,12 @@ class Executor:
         while (stage := self._stage(flight)) is not None:
             patches = await self._run_steps(flight, ws, stage)
             state = merge_all(flight.state, patches)
-            instruction, wait_for = self._route(flight, stage, state)
+            try:
+                instruction, wait_for = self._route(flight, stage, state)
+            except SystemExit as error:
+                raise ExecutionFailedError(
+                    f"the router of stage {stage.id!r} called sys.exit({error.code!r})"
+                ) from None
             await flight.book.flush()
             await self._commit(flight, stage, state, instruction, wait_for)
 
@@ -202,6 +214,9 @@ class Executor:
     def _board(self, claimed: Claimed) -> Flight:
         run = claimed.run
         registered = self._catalogue.get(run.workflow_id)
+        pipelines = registered.workflow.pipelines
+        if run.trigger_id not in pipelines:
+            raise NotFoundError.among("trigger", run.trigger_id, pipelines, hint=f"run {run.run_id} was started by it")
         event = _event_of(claimed)
         stored = claimed.values.get("state")
         if stored is not None:
@@ -209,7 +224,7 @@ class Executor:
         else:
             told = {"id": event.id, "type": event.type, "payload": event.payload, "space": event.space}
             state = initial_state(
-                event.payload,
+                snapshot(event.payload),
                 workflow_id=run.workflow_id,
                 trigger_id=run.trigger_id,
                 pipeline_id=run.pipeline_id,
@@ -221,13 +236,13 @@ class Executor:
         return Flight(
             run=run,
             registered=registered,
-            pipeline=registered.workflow.pipelines[run.trigger_id],
+            pipeline=pipelines[run.trigger_id],
             event=event,
             state=state,
             book=LogBook(self.node.commit, run.run_id, run.epoch, run.decision, run.attempt),
             visit=run.visit,
             stage=run.stage,
-            abort_reason=run.abort_reason,
+            abort_reason=self.node.abort_reason(run),
         )
 
     def _workspace(self, flight: Flight) -> Any:
@@ -245,13 +260,15 @@ class Executor:
         run = flight.run
         if flight.abort_reason is not None:
             return AbortedError(f"run {run.run_id} was aborted: {flight.abort_reason}")
-        if run.attempt > self._crash_limit:
-            return CrashedError(
-                f"run {run.run_id} took its process down {self._crash_limit} times at stage "
-                f"{run.stage or flight.pipeline.stages[0].id!r} without progress; its checkpoint is kept",
-                run_id=run.run_id,
-            )
         return None
+
+    def _crashed(self, run: Run) -> CrashedError:
+        where = "its first stage" if run.stage is None else f"stage {run.stage!r}"
+        return CrashedError(
+            f"run {run.run_id} took its process down {self._crash_limit} times at {where} without progress; "
+            "its checkpoint is kept",
+            run_id=run.run_id,
+        )
 
     async def _run_body(self, flight: Flight, ws: Workspace) -> BaseException | None:
         """Runs the stages in a task of their own, so that an abort can cancel them and still settle the run."""
@@ -265,7 +282,12 @@ class Executor:
             raise
         if flight.abort_reason is not None:
             return self._aborted(flight)
-        return flight.body.exception()
+        if flight.body.cancelled():
+            return ExecutionFailedError(f"run {flight.run.run_id} raised CancelledError, and nobody had cancelled it")
+        error = flight.body.exception()
+        if isinstance(error, StoreError | ClosedError):
+            raise error  # the store's trouble, not the run's: it goes on from its last commit
+        return error
 
     def _aborted(self, flight: Flight) -> AbortedError:
         """The end of an aborted run; a step that ignored its cancel is left to itself: the store refuses its writes."""
@@ -339,7 +361,7 @@ class Executor:
                     step_id=step.id,
                     attempt=attempt,
                     state=snapshot(flight.state),
-                    event=flight.event,
+                    event=replace(flight.event, payload=snapshot(flight.event.payload)),
                     workspace=fork,
                     logger=logger,
                     idempotency_key=key,
@@ -351,6 +373,10 @@ class Executor:
                 raise
             raise TimeoutExceededError(
                 f"step {stage.id}/{step.id} took longer than {step.timeout_seconds:g} s", step=step.id
+            ) from None
+        except SystemExit as error:
+            raise ExecutionFailedError(
+                f"step {stage.id}/{step.id} called sys.exit({error.code!r})", step=step.id
             ) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -399,7 +425,7 @@ class Executor:
             return
         then: Continue | Park
         if instruction.action == "pause":
-            waits = () if wait_for is None else waits_of(wait_for, flight.run.run_id)
+            waits = () if wait_for is None else waits_of(wait_for, flight.run.run_id, stage=stage.id)
             seconds = instruction.timeout_seconds
             then = Park(stage=target, waits=waits, timeout=None if seconds is None else micros(seconds))
         else:
@@ -434,6 +460,7 @@ class Executor:
         if isinstance(error, _Parked):
             signals.emit(signals.RUN_PAUSED, level="debug", stage=flight.stage)
             self.node.news.announce(run.run_id, Status.PAUSED)
+            self.node.wake()  # its deadline may be the next thing to do, and a successor may have got its place
             return False
         item = Settle(
             run_id=run.run_id,
@@ -476,10 +503,15 @@ async def _caught(step: Any) -> dict[str, Any] | Exception:
     return patch
 
 
+# Raised by a step these are about something else that it used, not about its own run: as they are, they would end the
+# run as aborted, or have it done again as if the store had failed under it.
+_OF_OTHERS = (AbortedError, ClosedError, CrashedError, StoppedError, StoreError)
+
+
 def _stage_failure(stage: Stage, failures: list[Exception]) -> Exception:
     """One failure as it is where it says more than EXECUTION_FAILED, else all of them in a sentence."""
     first = failures[0]
-    if len(failures) == 1 and isinstance(first, PieceworkError):
+    if len(failures) == 1 and isinstance(first, PieceworkError) and not isinstance(first, _OF_OTHERS):
         return first
     causes = ", ".join(f"{type(f).__name__}: {describe(f)['message']}" for f in failures)
     error = ExecutionFailedError(

@@ -102,16 +102,16 @@ class WaitFor:
         set_(self, "clauses", (*given, *(_parse(name, value) for name, value in clauses.items())))
 
 
-def waits_of(wait_for: WaitFor, run_id: str, *, max_buffer: int = 1000, wait_id: str | None = None) -> tuple[Wait, ...]:
+def waits_of(wait_for: WaitFor, run_id: str, *, max_buffer: int = 1000, stage: str = "") -> tuple[Wait, ...]:
     """The rows of a registration: one for each event type, under one id.
 
     Args:
         wait_for: What is waited for.
         run_id: By whom.
         max_buffer: How many events are kept for the run before it pauses.
-        wait_id: The registration's id; made when not given.
+        stage: Whose `wait=` it is; empty for a step's own registration.
     """
-    name = wait_id or new_id()
+    name = f"{run_id}/{stage}" if stage else new_id()
     equal = next((c for c in wait_for.clauses if c.op == "==" and c.value is not None), None)
     clauses = encode([[c.field, c.op, c.value] for c in wait_for.clauses])
     timeout = None if wait_for.timeout_seconds is None else micros(wait_for.timeout_seconds)
@@ -120,6 +120,7 @@ def waits_of(wait_for: WaitFor, run_id: str, *, max_buffer: int = 1000, wait_id:
             wait_id=name,
             event_type=event,
             run_id=run_id,
+            stage=stage,
             field=BUCKET if equal is None else equal.field,
             probe=bucket(event) if equal is None else probe(event, equal.field, equal.value),
             clauses=clauses,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from piecework.container.container import Container
@@ -105,8 +106,9 @@ class Runtime:
         except BaseException:
             await container.dispose()
             raise
-        await self._node.take_over()
-        self._node.wake()
+        if self._node.started:
+            await self._node.take_over()
+            self._node.wake()
 
     async def deregister(self, workflow_id: str) -> None:
         """Lets no further event reach a workflow, interrupts its runs and closes its services. Unknown ids: nothing.
@@ -132,8 +134,14 @@ class Runtime:
 
     async def stop(self) -> None:
         """Deregisters every workflow. Stopping twice is harmless."""
+        failures: list[Exception] = []
         for workflow_id in self._catalogue.ids():
-            await self.deregister(workflow_id)
+            try:
+                await self.deregister(workflow_id)
+            except Exception as error:  # noqa: BLE001 - raised with the others, after all have been closed
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup("workflows could not be closed", failures)
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
@@ -157,7 +165,6 @@ class Runtime:
         except PieceworkError as error:
             return Result(error=error)
         run_id = new_id()
-        news = self._node.news.expect(run_id)
         try:
             await self._intake.enqueue(
                 KIND,
@@ -169,12 +176,9 @@ class Runtime:
                 pipeline_id=workflow.pipelines[trigger_id].id,
                 version=workflow.version,
             )
-            await news
+            return await self._segment_end(run_id, 0)
         except PieceworkError as error:
             return Result(error=error, metadata=await self._metadata(run_id))
-        finally:
-            news.cancel()
-        return await self._result(run_id)
 
     async def resume(self, run_id: str, patch: Mapping[str, Any] | None = None, *, wait: bool = True) -> Result:
         """Wakes a paused run and waits until it completes, fails or pauses again.
@@ -188,19 +192,18 @@ class Runtime:
             NOT_FOUND for an unknown run; INVALID_STATE, with nothing changed, for one that is not paused.
         """
         given = dict(patch or {})
-        news = self._node.news.expect(run_id)
         try:
             encode_mapping(given, what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
+            run = await self._run(run_id)
+            if run.kind == KIND:  # without its workflow the run would be woken and never run: it stays paused
+                self._catalogue.get(run.workflow_id)
             item = Resume(run_id=run_id, reason="manual", patch=given)
-            await self._store.run(resume, item, decide_resume, self._clock.now())
-            self._node.wake()
-            if wait:
-                await news
+            woken: Run = await self._store.run(
+                resume, item, decide_resume, self._clock.now(), lambda _: self._node.wake()
+            )
+            return await self._segment_end(run_id, woken.resume_count) if wait else self._as_result(woken, {})
         except PieceworkError as error:
             return Result(error=error, metadata=await self._metadata(run_id))
-        finally:
-            news.cancel()
-        return await self._result(run_id)
 
     async def abort(self, run_id: str, reason: str = "aborted by a call") -> bool:
         """Ends a run: a queued or paused one at once, a running one as soon as its steps let go.
@@ -212,13 +215,16 @@ class Runtime:
             NotFoundError: There is no such run.
         """
         item = Abort(run_id=run_id, reason=check_identifier(reason, "reason"))
-        outcome: Aborted = await self._store.run(abort, item, decide_abort, self._clock.now())
-        if outcome.aborted and outcome.owner is not None:
+        told = partial(self._aborted, run_id, reason)
+        outcome: Aborted = await self._store.run(abort, item, decide_abort, self._clock.now(), told)
+        return outcome.aborted
+
+    def _aborted(self, run_id: str, reason: str, outcome: Aborted) -> None:
+        if outcome.owner is not None:
             self._node.abort(run_id, reason)
-        elif outcome.aborted and (await self._run(run_id)).status in ENDED:  # else it was woken and is about to start
+        if outcome.ended:
             self._node.news.announce(run_id, Status.ABORTED)
         self._node.wake()
-        return outcome.aborted
 
     async def wait(self, run_id: str, *, until: str = "ended", timeout_seconds: float | None = None) -> Result:
         """Waits until a run has ended, or has paused.
@@ -240,8 +246,9 @@ class Runtime:
                 while True:
                     news = self._node.news.expect(run_id)
                     try:
-                        if (await self._run(run_id)).status in wanted:
-                            return await self._result(run_id)
+                        run = await self._run(run_id)
+                        if run.status in wanted:
+                            return await self._result(run)
                         await news
                     finally:
                         news.cancel()
@@ -366,13 +373,26 @@ class Runtime:
         rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
         return RunMetadata(run_id, rows[0].status) if rows else None
 
-    async def _result(self, run_id: str) -> Result:
-        run = await self._run(run_id)
-        metadata = RunMetadata(run_id, run.status)
+    async def _segment_end(self, run_id: str, resumes: int) -> Result:
+        """Waits until a run has ended, or has paused after at least so many resumes: news of before do not count."""
+        while True:
+            news = self._node.news.expect(run_id)
+            try:
+                run = await self._run(run_id)
+                if run.status in ENDED or (run.status == Status.PAUSED and run.resume_count >= resumes):
+                    return await self._result(run)
+                await news
+            finally:
+                news.cancel()
+
+    async def _result(self, run: Run) -> Result:
+        return self._as_result(run, decode((await self._values(run.run_id)).get("state")) or {})
+
+    def _as_result(self, run: Run, state: dict[str, Any]) -> Result:
+        metadata = RunMetadata(run.run_id, run.status)
         info = run_info(run)
         if info.error is not None and run.status in {Status.FAILED, Status.ABORTED}:
             return Result(error=error_from(info.error), metadata=metadata)
-        state = decode((await self._values(run_id)).get("state")) or {}
         return Result(value=RunValue(run.status, state, info.waiting_for), metadata=metadata)
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from piecework.errors import (
     ClosedError,
+    DatabaseError,
     DuplicateKeyError,
     InvalidStateError,
     NotFoundError,
     PieceworkError,
-    DatabaseError,
     ValidationError,
 )
 from piecework.services.database import Database

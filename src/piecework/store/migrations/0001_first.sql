@@ -70,6 +70,7 @@ CREATE TABLE waits (
     wait_id TEXT NOT NULL,
     event_type TEXT NOT NULL,
     run_id TEXT NOT NULL,
+    stage TEXT NOT NULL,
     field TEXT NOT NULL,
     probe TEXT NOT NULL,
     clauses BLOB NOT NULL,
@@ -87,6 +88,7 @@ CREATE INDEX waits_by_run ON waits (run_id);
 CREATE TABLE buffers (
     run_id TEXT NOT NULL,
     event_seq INTEGER NOT NULL,
+    wait_id TEXT NOT NULL,
     patch BLOB NOT NULL,
     PRIMARY KEY (run_id, event_seq)
 ) STRICT, WITHOUT ROWID;

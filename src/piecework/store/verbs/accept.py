@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from piecework.store.contract import Delete, Failure, InsertMissing, Read
 from piecework.store.draft import Draft
 from piecework.store.items import Accept, Accepted, Accepting, DispatchResult
-from piecework.store.records import Buffered, Delivery, EventRow, Wait
-from piecework.store.verbs.loading import load_runs, lock_slots
+from piecework.store.records import Buffered, Delivery, EventRow, Slot, Wait
+from piecework.store.verbs.loading import load_queues, load_runs, lock_slots
 from piecework.store.verbs.probes import probes_of
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ def accept(items: Sequence[Accept], decide: Decide, now: int) -> Script:
     draft = Draft()
     waits = yield from _candidates(_first_of_each(new))
     run_ids = {wait.run_id for found in waits.values() for wait in found}
-    slots = [route.slot for item in new for route in item.routes]
+    slots = [route.slot for item in new for route in item.routes if route.refused is None]
     yield from lock_slots(draft, slots, run_ids)
     yield from load_runs(draft, run_ids)
+    changed = {slot.slot_key: slot for slot in slots if _has_more_room(draft, slot)}
+    yield from load_queues(draft, changed, max((slot.concurrency for slot in changed.values()), default=0))
     if run_ids:
         waits = yield from _reread(draft, waits, run_ids)
     accepting = [
@@ -45,6 +47,14 @@ def accept(items: Sequence[Accept], decide: Decide, now: int) -> Script:
         yield Delete(EventRow, refused)
     outcomes |= yield from _earlier([item for item in items if _id(item) not in outcomes])
     return _in_order(items, outcomes)
+
+
+def _has_more_room(draft: Draft, slot: Slot) -> bool:
+    """Whether a trigger's mode leaves more room than the slot's last one did: then queued runs may start."""
+    stored = draft.get(Slot, slot.slot_key)
+    return bool(stored.queued) and (
+        slot.concurrency > stored.concurrency or slot.hold_while_paused < stored.hold_while_paused
+    )
 
 
 def _id(item: Accept) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from piecework.store.contract import Failure, Read
 from piecework.store.draft import Draft
@@ -11,9 +11,9 @@ from piecework.store.records import EventRow, Piece, Run, RunValue
 from piecework.store.verbs.loading import load_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
-    from piecework.store.contract import Decide, Script
+    from piecework.store.contract import Decide, Request, Script
 
 
 def claim(items: Sequence[Claim], decide: Decide, now: int) -> Script:
@@ -25,12 +25,12 @@ def claim(items: Sequence[Claim], decide: Decide, now: int) -> Script:
     draft = Draft()
     picked: list[list[str]] = []
     for item in items:
+        taken = {run_id for ids in picked for run_id in ids}
         if item.orphans:
             rows = yield Read("orphaned_runs", {"owner": item.owner, "known": item.known, "limit": item.limit}, Run)
+            picked.append([row.run_id for row in rows if row.run_id not in taken])
         else:
-            rows = yield Read("due_runs", {"now": now, "known": item.known, "limit": item.limit}, Run)
-        taken = {run_id for ids in picked for run_id in ids}
-        picked.append([row.run_id for row in rows if row.run_id not in taken])
+            picked.append((yield from _pick_due(item, taken, now)))
     run_ids = sorted({run_id for ids in picked for run_id in ids})
     yield from load_runs(draft, run_ids)
     pairs = [(item.owner, run_id) for item, ids in zip(items, picked, strict=True) for run_id in ids]
@@ -64,3 +64,26 @@ def claim(items: Sequence[Claim], decide: Decide, now: int) -> Script:
         ]
         for ids in picked
     ]
+
+
+def _pick_due(item: Claim, taken: set[str], now: int) -> Generator[Request, Any, list[str]]:
+    """Picks due runs, the longest due first, passing over the updates of spaces that have no place left."""
+    picked: list[str] = []
+    places = {space: item.places - count for space, count in item.taken.items()}
+    while True:
+        full = [space for space, left in places.items() if left <= 0]
+        rows = yield Read("due_runs", {"now": now, "known": item.known, "full": full, "limit": item.limit}, Run)
+        news = [row for row in rows if row.run_id not in taken]
+        for row in news:
+            if len(picked) == item.limit:
+                return picked
+            if row.kind == "piece":
+                left = places.get(row.space, item.places)
+                if left <= 0:
+                    continue
+                places[row.space] = left - 1
+            taken.add(row.run_id)
+            picked.append(row.run_id)
+        # Another look is of use only where rows of spaces that have become full stood in the way of others.
+        if len(rows) < item.limit or full == [space for space, left in places.items() if left <= 0]:
+            return picked

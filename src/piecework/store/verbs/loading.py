@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from piecework.store.draft import Draft
 
 
+_HEADS_LIMIT = 500
+
+
 def lock_slots(
     draft: Draft, wanted: Iterable[Slot], run_ids: Iterable[str]
 ) -> Generator[Request, Any, dict[str, str | None]]:
@@ -54,11 +57,13 @@ def load_runs(draft: Draft, run_ids: Iterable[str]) -> Generator[Request, Any, N
 
 
 def load_queues(draft: Draft, slot_keys: Iterable[str | None], places: int) -> Generator[Request, Any, None]:
-    """Loads the runs that wait longest in slots, as many as a batch may set free."""
+    """Loads the runs that wait longest in slots, as many as a batch may set free and as have room already."""
     for key in sorted({key for key in slot_keys if key is not None}):
         slot = draft.find(Slot, key)
         if slot is not None and slot.queued:
-            rows = yield Read("queue_heads", {"slot_key": key, "limit": places}, Run)
+            busy = slot.live if slot.hold_while_paused else slot.live - slot.paused
+            limit = min(places + max(0, slot.concurrency - busy), _HEADS_LIMIT)
+            rows = yield Read("queue_heads", {"slot_key": key, "limit": limit}, Run)
             yield from load_runs(draft, [row.run_id for row in rows])
             draft.queues[key] = [row.run_id for row in rows]
 
