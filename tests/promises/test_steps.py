@@ -304,7 +304,7 @@ async def test_a_step_that_runs_again_publishes_its_events_once(make_app, clock)
 
 @pytest.mark.covers("N47")
 async def test_what_a_step_used_does_not_decide_over_its_run(make_app):
-    """A step that fails because something that it used was closed, aborted or stopped fails its own run as any other."""
+    """A step that fails because what it used was closed, aborted or stopped fails its own run as any other."""
 
     async def uses_what_is_closed(ctx):
         await closed.require("database")

@@ -86,16 +86,20 @@ class SyncThreads:
 
     def _serve(self) -> None:
         while (call := self._queue.get()) is not None:
+            tell: Callable[[], None] | None = None
             if not call.abandoned:
                 with self._lock:
                     self._running += 1
-                call.make()
+                tell = call.make()
                 with self._lock:
                     self._running -= 1
+            # Free before the caller hears of it: its next call finds this thread and starts no other.
             with self._lock:
                 self._free += 1
+            if tell is not None:
+                tell()
             # Nothing of a finished call may linger while the thread waits for the next.
-            del call
+            del call, tell
 
 
 class _Call:
@@ -110,8 +114,8 @@ class _Call:
         self.future: asyncio.Future[Any] = self._loop.create_future()
         self.abandoned = False
 
-    def make(self) -> None:
-        """Calls the function, in the thread, and sends what came of it to the loop."""
+    def make(self) -> Callable[[], None]:
+        """Calls the function, in the thread; answers what sends the result to the loop."""
         result: Any = None
         error: BaseException | None = None
         try:
@@ -121,6 +125,9 @@ class _Call:
             error.__cause__ = stop
         except BaseException as raised:  # noqa: BLE001 - raised where the call is awaited
             error = raised
+        return partial(self._tell, result, error)
+
+    def _tell(self, result: Any, error: BaseException | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._settle, result, error)
         except RuntimeError:
