@@ -96,6 +96,7 @@ class _Parts:
     jobs: Jobs
     spaces: Spaces
     link: LinkServer
+    mail: Transport
 
 
 class App:
@@ -312,6 +313,11 @@ class App:
     def store(self) -> SqliteStore:
         """The store."""
         return self._opened(self._parts).store
+
+    @property
+    def mail(self) -> Transport:
+        """Where mails go; of `outbox:` its `messages` are what was sent, for tests."""
+        return self._opened(self._parts).mail
 
     @property
     def spaces(self) -> Spaces:
@@ -550,6 +556,7 @@ class App:
             jobs=jobs,
             spaces=spaces,
             link=LinkServer(Desk(self).answer, beside=store.path),
+            mail=transport,
         )
 
     def _forget_parts(self) -> None:

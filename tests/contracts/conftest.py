@@ -4,11 +4,6 @@ import pytest
 
 from contracts.processes import Process
 
-pytest.register_assert_rewrite(
-    "piecework.testing.contracts",
-    *(f"piecework.testing.promises_{part}" for part in ("claims", "events", "pieces", "runs", "waits")),
-)
-
 
 @pytest.fixture
 def process():

@@ -47,6 +47,8 @@ from piecework.workspace.inject import call_injected
 from piecework.workspace.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from piecework.run.node import Node
     from piecework.store.items import Accepting, Claimed, Progress, Route
     from piecework.store.records import Run, Wait
@@ -200,12 +202,7 @@ class Executor:
         while (stage := self._stage(flight)) is not None:
             patches = await self._run_steps(flight, ws, stage)
             state = merge_all(flight.state, patches)
-            try:
-                instruction, wait_for = self._route(flight, stage, state)
-            except SystemExit as error:
-                raise ExecutionFailedError(
-                    f"the router of stage {stage.id!r} called sys.exit({error.code!r})"
-                ) from None
+            instruction, wait_for = self._route(flight, stage, state)
             await flight.book.flush()
             await self._commit(flight, stage, state, instruction, wait_for)
 
@@ -394,18 +391,21 @@ class Executor:
         return patch
 
     def _route(self, flight: Flight, stage: Stage, state: dict[str, Any]) -> tuple[Instruction, WaitFor | None]:
+        """What follows a stage, and what is waited for; router and wait function are the user's."""
         if stage.wait is None and isinstance(stage.router, Instruction):
             return stage.router, None
+        if isinstance(stage.wait, WaitFor):
+            return pause(), stage.wait
         view = StateView(snapshot(state), flight.run.run_id, flight.run.workflow_id, flight.event)
         if stage.wait is not None:
-            wait_for = stage.wait if isinstance(stage.wait, WaitFor) else stage.wait(view)
+            wait_for = _ask(stage, "wait function", stage.wait, view)
             if not isinstance(wait_for, WaitFor):
                 raise ValidationError(
                     f"the wait function of stage {stage.id!r} has to answer a WaitFor, not {wait_for!r:.80}"
                 )
             return pause(), wait_for
         assert callable(stage.router)
-        instruction = stage.router(view)
+        instruction = _ask(stage, "router", stage.router, view)
         if not isinstance(instruction, Instruction):
             raise ValidationError(
                 f"the router of stage {stage.id!r} has to answer advance, terminate, jump(…) or pause(…), "
@@ -501,6 +501,17 @@ async def _caught(step: Any) -> dict[str, Any] | Exception:
     except Exception as error:  # noqa: BLE001 - collected and raised together with those of its neighbours
         return error
     return patch
+
+
+def _ask(stage: Stage, what: str, fn: Callable[[StateView], Any], view: StateView) -> Any:
+    """Calls a function of the user's that decides how a run goes on."""
+    try:
+        return fn(view)
+    except (SystemExit, *_OF_OTHERS) as error:
+        raise ExecutionFailedError(
+            f"the {what} of stage {stage.id!r} raised {type(error).__name__}: {describe(error)['message']}",
+            stage=stage.id,
+        ) from None
 
 
 # Raised by a step these are about something else that it used, not about its own run: as they are, they would end the

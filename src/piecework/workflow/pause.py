@@ -32,6 +32,10 @@ _ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
+# Operators of other query languages: taken for the name of a field they would wait for ever without a word.
+_FOREIGN = frozenset(
+    {"gte", "lte", "neq", "in", "not_in", "contains", "startswith", "endswith", "isnull", "range", "regex"}
+)
 _SYMBOLS = frozenset(OPERATORS.values())
 
 
@@ -192,4 +196,7 @@ def _parse(name: str, value: Any) -> Clause:
     *path, last = name.split("__")
     if path and last in OPERATORS:
         return Clause(".".join(path), OPERATORS[last], value)
+    if path and last in _FOREIGN:
+        known = ", ".join(OPERATORS)
+        raise ValidationError(f"WaitFor: {name}= has the operator {last!r}, which there is not; there are {known}")
     return Clause(".".join([*path, last]), "==", value)

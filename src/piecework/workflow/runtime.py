@@ -10,7 +10,7 @@ from piecework.container.container import Container
 from piecework.container.env import EnvService
 from piecework.container.registry import Recipe, Registry
 from piecework.container.scope import Scope
-from piecework.errors import NotFoundError, PieceworkError, TimeoutExceededError, ValidationError
+from piecework.errors import NotFoundError, PieceworkError, StoppedError, TimeoutExceededError, ValidationError
 from piecework.ids import new_id
 from piecework.run.admission import Transient
 from piecework.run.folds import decide_abort, decide_resume
@@ -75,6 +75,7 @@ class Runtime:
         self._catalogue = catalogue
         self._clock = clock
         self._env = env
+        self._stopped = False
 
     # -- workflows -----------------------------------------------------------------------------------------------
 
@@ -86,10 +87,15 @@ class Runtime:
             mode: How many runs may be live; Transient() when omitted.
 
         Raises:
+            StoppedError: The runtime has stopped.
             ConflictError: A workflow of that id is registered.
             DuplicateKeyError: A service id is reserved, or given twice.
             ValidationError: It is no workflow, or a service's scope does not fit.
         """
+        if self._stopped:
+            raise StoppedError(
+                f"the runtime has stopped: workflow {getattr(workflow, 'id', workflow)!r} was not registered"
+            )
         if not isinstance(workflow, Workflow):
             raise ValidationError(f"register needs a Workflow, not {workflow!r:.80}")
         self._catalogue.check_free(workflow.id)
@@ -133,7 +139,12 @@ class Runtime:
         return self._catalogue.ids()
 
     async def stop(self) -> None:
-        """Deregisters every workflow. Stopping twice is harmless."""
+        """Deregisters every workflow and takes no more. Stopping twice is harmless.
+
+        Raises:
+            ExceptionGroup: Services of some workflows failed to close; all were closed.
+        """
+        self._stopped = True
         failures: list[Exception] = []
         for workflow_id in self._catalogue.ids():
             try:
