@@ -86,7 +86,9 @@ def floor(runs: int, source: Path, folder: Path) -> float:
                         marks = ",".join("?" * len(some[0]))
                         connection.executemany(f"INSERT INTO runs VALUES ({marks})", some)
                     else:  # a decision rewrites the run's row
-                        connection.executemany("UPDATE runs SET decision = decision + 1, visit = visit + 1 WHERE run_id = ?", run_ids)
+                        connection.executemany(
+                            "UPDATE runs SET decision = decision + 1, visit = visit + 1 WHERE run_id = ?", run_ids
+                        )
                 elif share := some[commit::6]:
                     marks = ",".join("?" * len(share[0]))
                     connection.executemany(f"INSERT INTO {name} VALUES ({marks})", share)

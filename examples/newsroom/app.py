@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     import httpx2
-    from piecework.space.piece import PieceContext
 
     from piecework import Workspace
     from piecework.run.outcome import Outcome
+    from piecework.space.piece import PieceContext
     from piecework.workflow import StepContext
 
 REVIEW_SECONDS = 3600

@@ -120,10 +120,8 @@ class Desk:
         runs = (self._runs or {}).values()
         delivered = sum(run.status == "completed" for run in self._mail_runs)
         arrived = f", {self._arrived} of them arrived here" if self._sink else ""
-        lines.append(
-            f"editorial: {len(runs)} runs, {sum(run.status == 'paused' or run.resume_count > 0 for run in runs)} paused, "
-            f"{len(self.approved)} approved here"
-        )
+        paused = sum(run.status == "paused" or run.resume_count > 0 for run in runs)
+        lines.append(f"editorial: {len(runs)} runs, {paused} paused, {len(self.approved)} approved here")
         lines.append(f"mails: {delivered} delivered{arrived}")
         for (space, feed), reason in self._failing().items():
             as_meant = " (broken on purpose: its neighbours did not notice)" if (space, feed) in intended else ""
