@@ -186,6 +186,7 @@ class Verbs:
         """Submits items that one transaction decides as one batch; a refused one's outcome is a `Failure`."""
 
         def whole(batches: Sequence[Any], fold: Decide, now: int) -> Script:
+            """The verb, given whole batches as its items."""
             answers = yield from verb([item for one in batches for item in one], fold, now)
             return [[answers.pop(0) for _ in one] for one in batches]
 
