@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -23,7 +21,6 @@ from piecework.container.registry import Recipe, Registry, Service
 from piecework.container.scope import Scope, parse
 from piecework.desk import Desk
 from piecework.errors import (
-    AppImportError,
     ClosedError,
     DuplicateKeyError,
     InvalidStateError,
@@ -32,7 +29,7 @@ from piecework.errors import (
 )
 from piecework.ids import new_id
 from piecework.process import protocol
-from piecework.process.launch import Zygote
+from piecework.process.address import Address, address_of
 from piecework.run.intake import Intake, Receipt
 from piecework.run.link import LinkServer
 from piecework.run.news import News
@@ -41,13 +38,13 @@ from piecework.services.database import Database
 from piecework.services.job import Jobs
 from piecework.services.mailing import JOB, Mailing
 from piecework.services.rows import WorkspaceDatabase
-from piecework.space.controller import Controller
 from piecework.space.manager import Spaces
 from piecework.space.piece import PieceDefinition
 from piecework.space.service import PieceKind, PieceService
+from piecework.space.supply import WorkerSupply
 from piecework.store.items import DispatchResult
 from piecework.store.sqlite import SqliteStore, sqlite_path
-from piecework.telemetry import logs, signals
+from piecework.telemetry import signals
 from piecework.workflow.catalogue import Catalogue
 from piecework.workflow.executor import Executor
 from piecework.workflow.runtime import Runtime
@@ -76,7 +73,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 T = TypeVar("T")
-_worker_log = logs.get_logger("piecework.worker")
 
 
 def default_store() -> str:
@@ -498,24 +494,23 @@ class App:
         from piecework.services.transport import transport_for
 
         settings = self._settings or Settings.load()
-        target = self._import_target() if self._definitions else None
+        address = self._address() if self._definitions else None
         store = SqliteStore(sqlite_path(self._store_url or default_store()).absolute())
         transport = transport_for(self._mail_url or os.environ.get("PIECEWORK_MAIL") or "outbox:")
         self._sender = transport.sender
         await store.open()
         stack.push_async_callback(store.close)
         _set_switch_interval(stack, settings)
-        parts = self._wire(store, settings, transport)
+        parts = self._wire(store, settings, transport, address)
         await self._open_services(stack, settings)
-        if target is not None:
-            await self._start_zygote(stack, target)
+        stack.push_async_callback(parts.spaces.end)
+        await parts.spaces.begin()
         # Closed from the bottom up: runs, their workers, what was spawned, the workflows' services.
         stack.callback(self._forget_parts)
         self._parts = parts
         stack.push_async_callback(parts.runtime.stop)
         stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
         stack.push_async_callback(parts.spaces.stop)
-        parts.spaces.start()
         self.bus.connect(parts.intake.publish)
         stack.callback(self.bus.connect, None)
         stack.push_async_callback(parts.node.stop, settings.close_timeout_seconds)
@@ -527,7 +522,7 @@ class App:
         store.lock.describe(socket=str(await parts.link.start()))
         signals.emit(signals.NODE_STARTED, node_id=parts.node.node_id, store=store.url, pid=os.getpid())
 
-    def _wire(self, store: SqliteStore, settings: Settings, transport: Transport) -> _Parts:
+    def _wire(self, store: SqliteStore, settings: Settings, transport: Transport, address: Address | None) -> _Parts:
         news = News()
         catalogue = Catalogue()
         executor = Executor(
@@ -537,14 +532,23 @@ class App:
             abort_grace_seconds=settings.abort_grace_seconds,
             payload_limit_bytes=settings.payload_limit_bytes,
         )
-        spaces = Spaces(self._make_controller, settings, self.clock, healthy=lambda: self._zygote.alive)
+        desk = Desk(self)
+        supply = None
+        if address is not None:
+            supply = WorkerSupply(
+                address,
+                settings,
+                make_init=self._worker_init,
+                answer=lambda op, args, space: desk.answer_worker(op, args, space=space),
+                on_log=lambda line, space: pieces.on_log(line, space),  # noqa: PLW0108 - made a few lines below
+            )
+        spaces = Spaces(supply, settings, self.clock)
         pieces = PieceKind(self._definitions, spaces, settings)
         jobs = Jobs({JOB: Mailing(transport, settings.mail_retry_seconds)}, lambda: node)
         kinds: dict[str, Kind] = {kind.name: kind for kind in (executor, pieces, jobs)}
         node = Node(new_id(), store, kinds, self.clock, news, places=settings.space_concurrency)
         executor.attach(node)
         pieces.attach(node)
-        self._on_worker_log = pieces.on_log
         intake = Intake(store, kinds, node, self.bus, self.clock, settings)
         env = os.environ if self._env is None else self._env
         return _Parts(
@@ -555,75 +559,12 @@ class App:
             pieces=PieceService(self._definitions, store, node, self.clock, spaces),
             jobs=jobs,
             spaces=spaces,
-            link=LinkServer(Desk(self).answer, beside=store.path),
+            link=LinkServer(desk.answer, beside=store.path),
             mail=transport,
         )
 
     def _forget_parts(self) -> None:
         self._parts = None
-
-    # -- workers -------------------------------------------------------------------------------------------------
-
-    async def _start_zygote(self, stack: AsyncExitStack, target: tuple[str, str | None]) -> None:
-        path, main_path = target
-        paths = [entry or str(Path.cwd()) for entry in sys.path]
-        self._make_zygote = partial(Zygote, path, paths=paths, main_path=main_path, on_output=_show_output)
-        self._zygote_lock = asyncio.Lock()
-        self._zygote = self._make_zygote()
-        await self._zygote.start()
-        stack.push_async_callback(self._stop_zygote)
-
-    async def _stop_zygote(self) -> None:
-        await self._zygote.stop()
-
-    async def _make_controller(self, space: str) -> Controller:
-        async with self._zygote_lock:
-            if not self._zygote.alive:
-                signals.emit(signals.NODE_TROUBLE, level="error", what="the zygote has ended; another one starts")
-                await self._zygote.stop()
-                another = self._make_zygote()
-                await another.start()
-                self._zygote = another
-        settings = self.settings
-        differing = {
-            name: getattr(settings, name)
-            for name in Settings.__slots__
-            if getattr(settings, name) != getattr(Settings(), name)
-        }
-        init = protocol.Init(
-            space=space,
-            env={key: value for key, value in (self._env or {}).items() if value is not None},
-            database=self._database_address(),
-            settings=differing,
-            config=dict(self.config),
-            sender=self._sender,
-        )
-        desk = Desk(self)
-
-        async def answer(op: str, args: dict[str, Any], _run_id: str | None) -> Any:
-            return await desk.answer_worker(op, args, space=space)
-
-        return Controller(
-            self._zygote, space, init, settings, on_ask=answer, on_log=lambda line: self._on_worker_log(line, space)
-        )
-
-    def _import_target(self) -> tuple[str, str | None]:
-        """Where another process finds this app: "module:attribute", and the script's path when it is `__main__`."""
-        if self.import_path is not None:
-            return self.import_path, None
-        for name in (self._made_in, *sys.modules):
-            module = sys.modules.get(name)
-            for attribute, value in list(vars(module).items()) if module is not None else ():
-                if value is self:
-                    main_path = getattr(module, "__file__", None) if name == "__main__" else None
-                    if name == "__main__" and main_path is None:
-                        break
-                    return f"{name}:{attribute}", main_path
-        raise AppImportError(
-            f"app {self.name!r} has pieces, but no module has it as an attribute, so a worker process cannot import it:"
-            " assign it at module level, or give App(import_path='package.module:app')",
-            app=self.name,
-        )
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -633,6 +574,22 @@ class App:
         add(Recipe("database", _workspace_database, Scope.RUN, provides=WorkspaceDatabase))
         add(Recipe("send_mail", self._send_mail, Scope.TRANSIENT))
         add(Recipe("__env__", self._env_service, Scope.APP, provides=EnvService), internal=True)
+
+    def _address(self) -> Address:
+        return address_of(self, name=self.name, made_in=self._made_in, import_path=self.import_path)
+
+    def _worker_init(self, space: str) -> protocol.Init:
+        """What is in force here and wins over the module's own values in a worker."""
+        defaults, settings = Settings(), self.settings
+        numbers = {name: getattr(settings, name) for name in Settings.__slots__}
+        return protocol.Init(
+            space=space,
+            env={key: value for key, value in (self._env or {}).items() if value is not None},
+            database=self._database_address(),
+            settings={name: value for name, value in numbers.items() if value != getattr(defaults, name)},
+            config=dict(self.config),
+            sender=self._sender,
+        )
 
     def _database_address(self) -> str | None:
         url = self._database_url or os.environ.get("PIECEWORK_DATABASE")
@@ -704,11 +661,6 @@ class WorkerSide:
 def _workspace_database(ctx: Any, application_database: Database) -> WorkspaceDatabase:
     ws: Workspace = ctx.workspace
     return WorkspaceDatabase(application_database, closed=lambda: ws.closed, workspace_id=ws.id)
-
-
-def _show_output(line: str, space: str | None) -> None:
-    """What a worker prints goes to the node's log, line by line."""
-    _worker_log.info(line, space=space)
 
 
 def _set_switch_interval(stack: AsyncExitStack, settings: Settings) -> None:

@@ -14,12 +14,13 @@ from piecework.space.controller import WorkerDied
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from piecework.clock import Clock
     from piecework.config import Settings
     from piecework.process import protocol
     from piecework.space.controller import Controller
+    from piecework.space.supply import WorkerSupply
 
 
 class Gate:
@@ -68,17 +69,15 @@ class SpaceManager:
     def __init__(
         self,
         space: str,
-        make: Callable[[str], Awaitable[Controller]],
+        supply: WorkerSupply,
         settings: Settings,
-        healthy: Callable[[], bool] = lambda: True,
     ) -> None:
         self.space = space
         self.controller: Controller | None = None
         self.users = 0
         self.idle_since = 0.0
         self.restarts = -1
-        self._make = make
-        self._healthy = healthy
+        self._supply = supply
         self._places = asyncio.Semaphore(settings.space_concurrency)
         self._starting = asyncio.Lock()
         self._gate = Gate()
@@ -115,7 +114,7 @@ class SpaceManager:
                 await controller.dead()
                 raise StoppedError(f"the worker of space {self.space!r} had ended", space=self.space) from error
             except WorkerDied as death:
-                if self._healthy():
+                if self._supply.alive:
                     raise
                 raise StoppedError(f"{death.message}: the zygote above it had ended", space=self.space) from death
 
@@ -136,7 +135,7 @@ class SpaceManager:
             if self.controller is not None:
                 await self.controller.stop()
                 self.controller = None
-            controller = await self._make(self.space)
+            controller = await self._supply.controller(self.space)
             try:
                 await controller.start()
             except WorkerDied as death:
@@ -150,22 +149,13 @@ class Spaces:
     """All spaces of a node.
 
     Args:
-        make: Makes the controller of a space's next worker.
+        supply: Where workers come from; None in an app without pieces.
         settings: Limits and times.
         clock: Tells how long a worker has been idle.
-        healthy: Tells whether what workers come from is alive; no run is to blame for a death while it is not.
     """
 
-    def __init__(
-        self,
-        make: Callable[[str], Awaitable[Controller]],
-        settings: Settings,
-        clock: Clock,
-        *,
-        healthy: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self._make = make
-        self._healthy = healthy
+    def __init__(self, supply: WorkerSupply | None, settings: Settings, clock: Clock) -> None:
+        self._supply = supply
         self._settings = settings
         self._clock = clock
         self._managers: dict[str, SpaceManager] = {}
@@ -178,8 +168,14 @@ class Spaces:
         """The spaces that were used so far."""
         return list(self._managers.values())
 
-    def start(self) -> None:
-        """Begins to let idle workers go."""
+    async def begin(self) -> None:
+        """Gets ready to start workers, and begins to let idle ones go.
+
+        Raises:
+            AppImportError: The app cannot be imported in another process.
+        """
+        if self._supply is not None:
+            await self._supply.start()
         self._janitor = asyncio.create_task(self._let_idle_ones_go(), name="piecework-spaces")
 
     async def run(self, space: str, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
@@ -207,13 +203,19 @@ class Spaces:
         if failures:
             raise ExceptionGroup("workers could not be stopped", failures)
 
+    async def end(self) -> None:
+        """Ends what workers come from; the last thing to do."""
+        if self._supply is not None:
+            await self._supply.stop()
+
     @asynccontextmanager
     async def _using(self, space: str) -> AsyncIterator[SpaceManager]:
         if self._stopped:
             raise StoppedError(f"the node is stopping: space {space!r} takes no more runs", space=space)
+        assert self._supply is not None, "an app without pieces has no runs of them"
         manager = self._managers.get(space)
         if manager is None:
-            manager = self._managers[space] = SpaceManager(space, self._make, self._settings, self._healthy)
+            manager = self._managers[space] = SpaceManager(space, self._supply, self._settings)
         await self._take_place(manager)
         try:
             yield manager
