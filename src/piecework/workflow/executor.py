@@ -8,13 +8,10 @@ between two stages.
 from __future__ import annotations
 
 import asyncio
-import random
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from piecework.bus.event import Event
 from piecework.clock import micros
 from piecework.errors import (
     AbortedError,
@@ -25,65 +22,29 @@ from piecework.errors import (
     PieceworkError,
     StoppedError,
     StoreError,
-    TimeoutExceededError,
-    ValidationError,
     describe,
 )
-from piecework.run.failure import step_delay
 from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle, encode
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.logger import LogBook, RunLogger
-from piecework.store.items import Cleaned, CommitStage, Continue, NewEntry, Park, Settle
+from piecework.store.items import Cleaned, CommitStage, Continue, Park, Settle
 from piecework.store.values import encode_mapping
 from piecework.store.verbs.runs import cleaned, commit_stage, settle
 from piecework.telemetry import signals
-from piecework.workflow.catalogue import KIND, Catalogue, Registered
-from piecework.workflow.context import StateView, StepContext
-from piecework.workflow.definition import Instruction, Pipeline, Stage, Step, pause
+from piecework.workflow.catalogue import KIND, Catalogue
+from piecework.workflow.flight import Flight, event_of
 from piecework.workflow.pause import WaitFor, resume_patch, waits_of
+from piecework.workflow.stages import Stages, target_of
 from piecework.workflow.state import initial_state, merge, merge_all, snapshot
 from piecework.workspace.context import Host, current_workspace
-from piecework.workspace.inject import call_injected
 from piecework.workspace.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from piecework.bus.event import Event
     from piecework.run.node import Node
     from piecework.store.items import Accepting, Claimed, Progress, Route
     from piecework.store.records import Run, Wait
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """A run while it executes here: what the store last said, and what has happened since."""
-
-    run: Run
-    registered: Registered
-    pipeline: Pipeline
-    event: Event
-    state: dict[str, Any]
-    book: LogBook
-    visit: int
-    stage: str | None
-    entries: list[NewEntry] = field(default_factory=list)
-    body: asyncio.Task[None] | None = None
-    abandoned: asyncio.Future[None] | None = None
-    abort_reason: str | None = None
-
-    def abandon(self) -> None:
-        """Waits no longer for an aborted run's steps."""
-        if self.abandoned is not None and not self.abandoned.done():
-            self.abandoned.set_result(None)
-
-    def note(self, type_: str, path: str = "", **payload: Any) -> None:
-        """Adds an entry that the next commit writes."""
-        self.entries.append(NewEntry(type=type_, path=path, payload=encode(payload) if payload else None))
-
-    def take_entries(self) -> tuple[NewEntry, ...]:
-        """The entries so far, for a commit."""
-        taken, self.entries = tuple(self.entries), []
-        return taken
+    from piecework.workflow.definition import Instruction, Stage
 
 
 class Executor:
@@ -113,6 +74,7 @@ class Executor:
         self._crash_limit = crash_limit
         self._abort_grace_seconds = abort_grace_seconds
         self._limit = payload_limit_bytes
+        self._stages = Stages(host.clock, payload_limit_bytes)
         self._node: Node | None = None
         self._left: set[asyncio.Task[None]] = set()
         self.flights: dict[str, Flight] = {}
@@ -200,9 +162,9 @@ class Executor:
     async def _run_stages(self, flight: Flight, ws: Workspace) -> None:
         """Goes from stage to stage; returns when the run has nothing more to do, raises `_Parked` when it pauses."""
         while (stage := self._stage(flight)) is not None:
-            patches = await self._run_steps(flight, ws, stage)
+            patches = await self._stages.run_steps(flight, ws, stage)
             state = merge_all(flight.state, patches)
-            instruction, wait_for = self._route(flight, stage, state)
+            instruction, wait_for = self._stages.route(flight, stage, state)
             await flight.book.flush()
             await self._commit(flight, stage, state, instruction, wait_for)
 
@@ -214,7 +176,7 @@ class Executor:
         pipelines = registered.workflow.pipelines
         if run.trigger_id not in pipelines:
             raise NotFoundError.among("trigger", run.trigger_id, pipelines, hint=f"run {run.run_id} was started by it")
-        event = _event_of(claimed)
+        event = event_of(claimed)
         stored = claimed.values.get("state")
         if stored is not None:
             state = msgspec.json.decode(stored)
@@ -306,117 +268,10 @@ class Executor:
             return None if flight.visit else flight.pipeline.stages[0]
         return flight.pipeline.stages[flight.pipeline.position(flight.stage)]
 
-    async def _run_steps(self, flight: Flight, ws: Workspace, stage: Stage) -> list[tuple[str, dict[str, Any]]]:
-        """All steps of a stage, concurrently, to their ends; any failure fails the stage and discards all patches."""
-        try:
-            async with asyncio.timeout(stage.timeout_seconds) as limit:
-                if len(stage.steps) == 1:
-                    results = [await _caught(self._run_step(flight, ws, stage, stage.steps[0]))]
-                else:
-                    runs = (_caught(self._run_step(flight, ws, stage, step)) for step in stage.steps)
-                    results = await asyncio.gather(*runs)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise TimeoutExceededError(
-                f"stage {stage.id!r} took longer than {stage.timeout_seconds:g} s", stage=stage.id
-            ) from None
-        failures = [result for result in results if isinstance(result, Exception)]
-        if failures:
-            raise _stage_failure(stage, failures)
-        return [(step.id, patch) for step, patch in zip(stage.steps, results, strict=True) if isinstance(patch, dict)]
-
-    async def _run_step(self, flight: Flight, ws: Workspace, stage: Stage, step: Step) -> dict[str, Any]:
-        path = f"{stage.id}/{step.id}"
-        attempt = 1
-        while True:
-            try:
-                patch = await self._attempt(flight, ws, stage, step, attempt)
-            except Exception as error:
-                if attempt > step.retries or isinstance(error, TimeoutExceededError | ValidationError):
-                    flight.note("step:failed", path, attempt=attempt, error=describe(error))
-                    raise
-                delay = step_delay(attempt, random.random())  # noqa: S311 - spreads retries, keeps no secret
-                flight.note("step:retry", path, attempt=attempt, error=describe(error), delay_seconds=round(delay, 3))
-                await self._host.clock.sleep(delay)
-                attempt += 1
-            else:
-                flight.note("step:completed", path, attempt=attempt)
-                return patch
-
-    async def _attempt(self, flight: Flight, ws: Workspace, stage: Stage, step: Step, attempt: int) -> dict[str, Any]:
-        run = flight.run
-        key = f"{run.run_id}/{flight.visit}/{stage.id}/{step.id}"
-        logger = RunLogger(flight.book, f"{stage.id}/{step.id}", run_id=run.run_id, workflow_id=run.workflow_id)
-        try:
-            async with asyncio.timeout(step.timeout_seconds) as limit, ws.fork(key=key, logger=logger) as fork:
-                ctx = StepContext(
-                    run_id=run.run_id,
-                    workflow_id=run.workflow_id,
-                    pipeline_id=run.pipeline_id,
-                    stage_id=stage.id,
-                    step_id=step.id,
-                    attempt=attempt,
-                    state=snapshot(flight.state),
-                    event=replace(flight.event, payload=snapshot(flight.event.payload)),
-                    workspace=fork,
-                    logger=logger,
-                    idempotency_key=key,
-                    _aborting=lambda: flight.abort_reason is not None,
-                )
-                value = await call_injected(step.action, fork, (ctx,), {})
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise TimeoutExceededError(
-                f"step {stage.id}/{step.id} took longer than {step.timeout_seconds:g} s", step=step.id
-            ) from None
-        except SystemExit as error:
-            raise ExecutionFailedError(
-                f"step {stage.id}/{step.id} called sys.exit({error.code!r})", step=step.id
-            ) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Nobody cancelled it but itself: handed on, the run would be given back and run again for ever.
-            raise ExecutionFailedError(f"step {stage.id}/{step.id} raised CancelledError", step=step.id) from None
-        return self._checked(value, f"what step {stage.id}/{step.id} returned")
-
-    def _checked(self, value: Any, what: str) -> dict[str, Any]:
-        """A step's patch as it will be read back; nothing for None."""
-        if value is None:
-            return {}
-        patch: dict[str, Any] = msgspec.json.decode(encode_mapping(value, what=what, limit_bytes=self._limit))
-        return patch
-
-    def _route(self, flight: Flight, stage: Stage, state: dict[str, Any]) -> tuple[Instruction, WaitFor | None]:
-        """What follows a stage, and what is waited for; router and wait function are the user's."""
-        if stage.wait is None and isinstance(stage.router, Instruction):
-            return stage.router, None
-        if isinstance(stage.wait, WaitFor):
-            return pause(), stage.wait
-        view = StateView(snapshot(state), flight.run.run_id, flight.run.workflow_id, flight.event)
-        if stage.wait is not None:
-            wait_for = _ask(stage, "wait function", stage.wait, view)
-            if not isinstance(wait_for, WaitFor):
-                raise ValidationError(
-                    f"the wait function of stage {stage.id!r} has to answer a WaitFor, not {wait_for!r:.80}"
-                )
-            return pause(), wait_for
-        assert callable(stage.router)
-        instruction = _ask(stage, "router", stage.router, view)
-        if not isinstance(instruction, Instruction):
-            raise ValidationError(
-                f"the router of stage {stage.id!r} has to answer advance, terminate, jump(…) or pause(…), "
-                f"not {instruction!r:.80}"
-            )
-        return instruction, None
-
     async def _commit(
         self, flight: Flight, stage: Stage, state: dict[str, Any], instruction: Instruction, wait_for: WaitFor | None
     ) -> None:
-        target = _target(flight.pipeline, stage, instruction)
+        target = target_of(flight.pipeline, stage, instruction)
         flight.note("stage:completed", stage.id, next=target, instruction=instruction.action)
         flight.state = state
         flight.stage = target
@@ -494,64 +349,7 @@ class _Parked(Exception):  # noqa: N818 - a signal to the heart, not an error
     """The run has paused: its commit said so."""
 
 
-async def _caught(step: Any) -> dict[str, Any] | Exception:
-    """A step's patch, or its failure as a value, so that its neighbours go on."""
-    try:
-        patch: dict[str, Any] = await step
-    except Exception as error:  # noqa: BLE001 - collected and raised together with those of its neighbours
-        return error
-    return patch
-
-
-def _ask(stage: Stage, what: str, fn: Callable[[StateView], Any], view: StateView) -> Any:
-    """Calls a function of the user's that decides how a run goes on."""
-    try:
-        return fn(view)
-    except (SystemExit, *_OF_OTHERS) as error:
-        raise ExecutionFailedError(
-            f"the {what} of stage {stage.id!r} raised {type(error).__name__}: {describe(error)['message']}",
-            stage=stage.id,
-        ) from None
-
-
-# Raised by a step these are about something else that it used, not about its own run: as they are, they would end the
-# run as aborted, or have it done again as if the store had failed under it.
-_OF_OTHERS = (AbortedError, ClosedError, CrashedError, StoppedError, StoreError)
-
-
-def _stage_failure(stage: Stage, failures: list[Exception]) -> Exception:
-    """One failure as it is where it says more than EXECUTION_FAILED, else all of them in a sentence."""
-    first = failures[0]
-    if len(failures) == 1 and isinstance(first, PieceworkError) and not isinstance(first, _OF_OTHERS):
-        return first
-    causes = ", ".join(f"{type(f).__name__}: {describe(f)['message']}" for f in failures)
-    error = ExecutionFailedError(
-        f"{len(failures)} step(s) failed in {stage.label}:{stage.id}: {causes}", stage=stage.id
-    )
-    error.__cause__ = first if len(failures) == 1 else ExceptionGroup("steps", failures)
-    return error
-
-
 def _status_of(error: BaseException | None) -> Status:
     if error is None:
         return Status.COMPLETED
     return Status.ABORTED if isinstance(error, AbortedError) else Status.FAILED
-
-
-def _target(pipeline: Pipeline, stage: Stage, instruction: Instruction) -> str | None:
-    """The stage that an instruction leads to; None is the end."""
-    if instruction.action == "terminate":
-        return None
-    if instruction.stage is not None:
-        pipeline.position(instruction.stage)
-        return instruction.stage
-    following = pipeline.position(stage.id) + 1
-    return pipeline.stages[following].id if following < len(pipeline.stages) else None
-
-
-def _event_of(claimed: Claimed) -> Event:
-    row = claimed.event
-    if row is not None:
-        return Event(row.type, msgspec.json.decode(row.payload), id=row.event_id, space=row.space, at=row.accepted_at)
-    told = msgspec.json.decode(claimed.values["args"])["event"]
-    return Event(told["type"], told["payload"], id=told["id"], space=told["space"], at=claimed.run.created_at)

@@ -1,0 +1,62 @@
+"""A run while it executes here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from piecework.bus.event import Event
+from piecework.run.folds import encode
+from piecework.store.items import NewEntry
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from piecework.run.logger import LogBook
+    from piecework.store.items import Claimed
+    from piecework.store.records import Run
+    from piecework.workflow.catalogue import Registered
+    from piecework.workflow.definition import Pipeline
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A run while it executes here: what the store last said, and what has happened since."""
+
+    run: Run
+    registered: Registered
+    pipeline: Pipeline
+    event: Event
+    state: dict[str, Any]
+    book: LogBook
+    visit: int
+    stage: str | None
+    entries: list[NewEntry] = field(default_factory=list)
+    body: asyncio.Task[None] | None = None
+    abandoned: asyncio.Future[None] | None = None
+    abort_reason: str | None = None
+
+    def abandon(self) -> None:
+        """Waits no longer for an aborted run's steps."""
+        if self.abandoned is not None and not self.abandoned.done():
+            self.abandoned.set_result(None)
+
+    def note(self, type_: str, path: str = "", **payload: Any) -> None:
+        """Adds an entry that the next commit writes."""
+        self.entries.append(NewEntry(type=type_, path=path, payload=encode(payload) if payload else None))
+
+    def take_entries(self) -> tuple[NewEntry, ...]:
+        """The entries so far, for a commit."""
+        taken, self.entries = tuple(self.entries), []
+        return taken
+
+
+def event_of(claimed: Claimed) -> Event:
+    """What started a claimed run: the stored event, or what it was invoked with."""
+    row = claimed.event
+    if row is not None:
+        return Event(row.type, msgspec.json.decode(row.payload), id=row.event_id, space=row.space, at=row.accepted_at)
+    told = msgspec.json.decode(claimed.values["args"])["event"]
+    return Event(told["type"], told["payload"], id=told["id"], space=told["space"], at=claimed.run.created_at)
