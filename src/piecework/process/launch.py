@@ -73,7 +73,10 @@ class Zygote:
     @property
     def alive(self) -> bool:
         """True from `start` until it has ended, for whatever reason."""
-        return self._ended is not None and not self._ended.done()
+        if self._ended is None or self._ended.done():
+            return False
+        # The thread that waits for it may tell of its end only after its workers' ends, which are heard of elsewhere.
+        return self._process is None or not _has_ended(self._process.pid)
 
     async def start(self) -> None:
         """Starts the process and waits until it has imported the application.
@@ -249,6 +252,14 @@ class Zygote:
             target=self._target,
             trace=trace,
         )
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child of ours has exited; leaves it to be reaped by whoever waits for it."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
 
 
 def _heartbeat(

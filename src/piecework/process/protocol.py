@@ -90,6 +90,18 @@ class Run(Message, frozen=True):
     state: dict[str, Any] = {}
 
 
+class Begun(Message, frozen=True):
+    """The worker has that run; whatever it does from here on is the run's doing.
+
+    Attributes:
+        run_id: Which run.
+        epoch: Its owner's, as it came.
+    """
+
+    run_id: str
+    epoch: int
+
+
 class Cancel(Message, frozen=True):
     """Stop that run; its result comes only when nothing of it is left.
 
@@ -170,7 +182,7 @@ class Reply(Message, frozen=True):
 
 ToWorker = Init | Run | Cancel | Stop | Reply
 """What a node sends to a worker."""
-ToNode = Hello | Ready | Result | Log | Ask | Fatal
+ToNode = Hello | Ready | Begun | Result | Log | Ask | Fatal
 """What a worker sends to its node."""
 
 

@@ -59,9 +59,11 @@ class WorkerDied(CrashedError):  # noqa: N818 - an event in the life of a space 
     Attributes:
         space: Whose worker.
         status: Its exit status, negative for a signal, None when unknown.
-        charged: True when this run was alone in flight and the worker ended by itself: the run is to blame.
-        suspect: True when it was one of several: run it again alone, uncharged. Neither is true when the worker was
-            stopped for something else: queue it again, uncharged.
+        charged: True when this run was alone in flight and had begun, and the worker ended by itself: the run is to
+            blame.
+        suspect: True when it was one of several, or handed to a worker that was dying already: run it again alone,
+            uncharged. Neither is true when the worker was stopped for something else, or died with its zygote: queue
+            it again, uncharged.
     """
 
 
@@ -69,6 +71,7 @@ class WorkerDied(CrashedError):  # noqa: N818 - an event in the life of a space 
 class _Pending:
     run: protocol.Run
     result: asyncio.Future[protocol.Result]
+    begun: bool = False
 
 
 class Controller:
@@ -303,6 +306,8 @@ class Controller:
 
     def _received(self, message: protocol.ToNode) -> None:
         match message:
+            case protocol.Begun():
+                self._begun(message)
             case protocol.Result():
                 self._settle(message)
             case protocol.Log():
@@ -321,6 +326,11 @@ class Controller:
         if hello.version != protocol.VERSION:
             raise ProtocolError(f"the worker speaks version {hello.version} of the frames, the node {protocol.VERSION}")
         _open(self._greeted)
+
+    def _begun(self, begun: protocol.Begun) -> None:
+        pending = self._runs.get(begun.run_id)
+        if pending is not None and pending.run.epoch == begun.epoch:
+            pending.begun = True
 
     def _settle(self, result: protocol.Result) -> None:
         pending = self._runs.get(result.run_id)
@@ -363,18 +373,22 @@ class Controller:
         alone = len(self._runs) == 1
         for pending in self._runs.values():
             if not pending.result.done():
-                pending.result.set_exception(self._death(status, alone=alone))
+                pending.result.set_exception(self._death(status, to_blame=alone and pending.begun))
         for waiting in (self._greeted, self._ready):
-            _break(waiting, self._death(status, alone=False))
+            _break(waiting, self._death(status, to_blame=False))
 
-    def _death(self, status: int | None, *, alone: bool) -> WorkerDied:
+    def _death(self, status: int | None, *, to_blame: bool) -> WorkerDied:
         how = _how(status)
+        above = self._zygote.alive  # its own zygote, not the one that may have taken its place by now
+        if not above:
+            how = f"{how}; the zygote above it had ended"
+        by_itself = above and not self._expected
         error = WorkerDied(
             f"the worker of space {self._space!r} ended{f': {self._why}' if self._why else ''} ({how})",
             space=self._space,
             status=status,
-            charged=alone and not self._expected,
-            suspect=not alone and not self._expected,
+            charged=to_blame and by_itself,
+            suspect=not to_blame and by_itself,
         )
         error.__cause__ = self._cause
         return error

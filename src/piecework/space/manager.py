@@ -113,10 +113,6 @@ class SpaceManager:
             except ClosedError as error:  # it had died before it was handed the run
                 await controller.dead()
                 raise StoppedError(f"the worker of space {self.space!r} had ended", space=self.space) from error
-            except WorkerDied as death:
-                if self._supply.alive:
-                    raise
-                raise StoppedError(f"{death.message}: the zygote above it had ended", space=self.space) from death
 
     async def hibernate(self, reason: str, *, even_if_used: bool = False) -> None:
         """Ends the worker, unless somebody began to use it meanwhile; the next run starts another."""
@@ -139,6 +135,8 @@ class SpaceManager:
             try:
                 await controller.start()
             except WorkerDied as death:
+                if not death.suspect:  # it was stopped, or its zygote had ended: nobody's failure
+                    raise
                 raise CrashedError(f"no worker could be started: {death.message}", space=self.space) from death
             self.controller = controller
             self.restarts += 1

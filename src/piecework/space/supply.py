@@ -50,11 +50,6 @@ class WorkerSupply:
         self._lock = asyncio.Lock()
         self._zygote = self._make_zygote()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the zygote runs; while it does not, no run is to blame for the death of its worker."""
-        return self._zygote.alive
-
     async def start(self) -> None:
         """Starts the zygote, which imports the app.
 

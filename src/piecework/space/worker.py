@@ -262,6 +262,7 @@ class Worker:
                 self._answered(message)
 
     def _begin(self, run: protocol.Run) -> None:
+        self._channel.send(protocol.Begun(run_id=run.run_id, epoch=run.epoch))
         deadline = asyncio.get_running_loop().time() + run.deadline_seconds
         job = self._jobs[run.run_id] = _Job(run, Account(run.run_id), deadline)
         job.task = job.account.start(self._runs.create_task, self.run_piece(job))

@@ -37,6 +37,7 @@ from piecework.workspace.inject import call_injected
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from piecework.bus.event import Event
     from piecework.clock import Clock
     from piecework.workflow.flight import Flight
     from piecework.workspace.workspace import Workspace
@@ -59,9 +60,9 @@ class Stages:
         try:
             async with asyncio.timeout(stage.timeout_seconds) as limit:
                 if len(stage.steps) == 1:
-                    results = [await _caught(self._run_step(flight, ws, stage, stage.steps[0]))]
+                    results = [await _caught(flight, self._run_step(flight, ws, stage, stage.steps[0]))]
                 else:
-                    runs = (_caught(self._run_step(flight, ws, stage, step)) for step in stage.steps)
+                    runs = (_caught(flight, self._run_step(flight, ws, stage, step)) for step in stage.steps)
                     results = await asyncio.gather(*runs)
         except TimeoutError:
             if not limit.expired():
@@ -106,7 +107,7 @@ class Stages:
                     step_id=step.id,
                     attempt=attempt,
                     state=snapshot(flight.state),
-                    event=replace(flight.event, payload=snapshot(flight.event.payload)),
+                    event=_copy_of(flight.event),
                     workspace=fork,
                     logger=logger,
                     idempotency_key=key,
@@ -144,7 +145,7 @@ class Stages:
             return stage.router, None
         if isinstance(stage.wait, WaitFor):
             return pause(), stage.wait
-        view = StateView(snapshot(state), flight.run.run_id, flight.run.workflow_id, flight.event)
+        view = StateView(snapshot(state), flight.run.run_id, flight.run.workflow_id, _copy_of(flight.event))
         if stage.wait is not None:
             wait_for = _ask(stage, "wait function", stage.wait, view)
             if not isinstance(wait_for, WaitFor):
@@ -173,10 +174,20 @@ def target_of(pipeline: Pipeline, stage: Stage, instruction: Instruction) -> str
     return pipeline.stages[following].id if following < len(pipeline.stages) else None
 
 
-async def _caught(step: Any) -> dict[str, Any] | Exception:
+def _copy_of(event: Event) -> Event:
+    """An event that user code may do with what it likes."""
+    return replace(event, payload=snapshot(event.payload))
+
+
+async def _caught(flight: Flight, step: Any) -> dict[str, Any] | Exception:
     """A step's patch, or its failure as a value, so that its neighbours go on."""
     try:
         patch: dict[str, Any] = await step
+    except asyncio.CancelledError:
+        if flight.body is None or flight.body.cancelling():
+            raise
+        # It cancelled the task that it had for itself: handed on, its neighbours would run on with nobody waiting.
+        return ExecutionFailedError("a step cancelled its own task", run_id=flight.run.run_id)
     except Exception as error:  # noqa: BLE001 - collected and raised together with those of its neighbours
         return error
     return patch
