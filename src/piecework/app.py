@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +22,7 @@ from piecework.container.registry import Recipe, Registry, Service
 from piecework.container.scope import Scope, parse
 from piecework.desk import Desk
 from piecework.errors import (
+    AppImportError,
     ClosedError,
     DuplicateKeyError,
     InvalidStateError,
@@ -44,8 +46,10 @@ from piecework.space.service import PieceKind, PieceService
 from piecework.space.supply import WorkerSupply
 from piecework.store.items import DispatchResult
 from piecework.store.sqlite import SqliteStore, sqlite_path
+from piecework.store.values import check_identifier
 from piecework.telemetry import signals
 from piecework.workflow.catalogue import Catalogue
+from piecework.workflow.definition import Workflow
 from piecework.workflow.executor import Executor
 from piecework.workflow.runtime import Runtime
 from piecework.workspace.supervise import Supervisor
@@ -67,7 +71,6 @@ if TYPE_CHECKING:
     from piecework.run.kind import Kind
     from piecework.services.mail import SendMail
     from piecework.services.transport import Transport
-    from piecework.workflow.definition import Workflow
     from piecework.workspace.supervise import Handle
     from piecework.workspace.workspace import Workspace
 
@@ -224,12 +227,16 @@ class App:
             DuplicateKeyError: There is such an integration.
             ValidationError: A number is not positive, or accounting is neither.
         """
+        if not isinstance(integration, str):
+            raise ValidationError("@app.piece needs the integration's name: @app.piece('feed', every_seconds=60)")
+        check_identifier(integration, "integration")
         check_duration(f"piece {integration!r}: every_seconds", every_seconds)
         check_duration(f"piece {integration!r}: timeout_seconds", timeout_seconds)
         if accounting not in {"join", "strict"}:
             raise ValidationError(f"piece {integration!r}: accounting is 'join' or 'strict', not {accounting!r}")
 
         def declare(fn: F) -> F:
+            _check_update(integration, fn)
             if integration in self._definitions:
                 raise DuplicateKeyError(f"there is a piece {integration!r} already: name another", key=integration)
             self._definitions[integration] = PieceDefinition(
@@ -256,6 +263,8 @@ class App:
         """
         if self._parts is not None:
             raise InvalidStateError(f"app {self.name!r} is open: await app.runtime.register({workflow.id!r}, …)")
+        if not isinstance(workflow, Workflow):
+            raise ValidationError(f"app.workflow needs a Workflow, not {workflow!r:.80}")
         if any(workflow.id == other.id for other, _ in self._workflows):
             raise DuplicateKeyError(f"there is a workflow {workflow.id!r} already: name another", key=workflow.id)
         self._workflows.append((workflow, mode))
@@ -382,7 +391,7 @@ class App:
             return answer
         parts = self._opened(self._parts)
         parts.jobs.check(name)
-        due_at = None if delay_seconds is None else self.clock.now() + micros(delay_seconds)
+        due_at = self.clock.now() + micros(check_duration("delay_seconds", delay_seconds)) if delay_seconds else None
         queued = await parts.intake.enqueue("job", name, args, run_id=run_id, space=space, due_at=due_at)
         return queued.run_id
 
@@ -428,6 +437,11 @@ class App:
         """
         if self._stack is not None:
             raise InvalidStateError(f"app {self.name!r} is open already")
+        if process.inside():
+            raise AppImportError(
+                f"app {self.name!r} was opened while a worker process imported its module: put what runs it, such as "
+                "asyncio.run(main()), under if __name__ == '__main__':"
+            )
         self._stack = AsyncExitStack()
         try:
             await self._open_node(self._stack)
@@ -491,13 +505,17 @@ class App:
         await self._container.ready()
 
     async def _open_node(self, stack: AsyncExitStack) -> None:
-        from piecework.services.transport import transport_for
+        from piecework.services.transport import Console, Outbox, transport_for
 
         settings = self._settings or Settings.load()
         address = self._address() if self._definitions else None
         store = SqliteStore(sqlite_path(self._store_url or default_store()).absolute())
         transport = transport_for(self._mail_url or os.environ.get("PIECEWORK_MAIL") or "outbox:")
         self._sender = transport.sender
+        if transport.sender is None and not isinstance(transport, Outbox | Console):
+            raise ValidationError(
+                "the mail URL names no sender, and servers refuse mails without one: end it with ?from=you@example.org"
+            )
         await store.open()
         stack.push_async_callback(store.close)
         _set_switch_interval(stack, settings)
@@ -661,6 +679,15 @@ class WorkerSide:
 def _workspace_database(ctx: Any, application_database: Database) -> WorkspaceDatabase:
     ws: Workspace = ctx.workspace
     return WorkspaceDatabase(application_database, closed=lambda: ws.closed, workspace_id=ws.id)
+
+
+def _check_update(integration: str, fn: Any) -> None:
+    try:
+        inspect.signature(fn).bind(None)
+    except TypeError:
+        raise ValidationError(
+            f"the update function of piece {integration!r} has to take one argument, the piece: async def update(piece)"
+        ) from None
 
 
 def _set_switch_interval(stack: AsyncExitStack, settings: Settings) -> None:

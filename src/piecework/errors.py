@@ -248,6 +248,30 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
+def trace_of(error: BaseException, limit: int = 16_000) -> str:
+    """The traceback of an error and its causes as text, safe to store; of a long one the end.
+
+    Args:
+        error: Any exception.
+        limit: At most so many characters.
+    """
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    return clean_text(text[-limit:], limit=2 * limit)
+
+
+def place_of(error: BaseException) -> str:
+    """Where an error was raised, as ` (file.py:17)`: the innermost line that is not ours; empty when there is none."""
+    ours, found, frame = f"{__package__}/", "", error.__traceback__
+    while frame is not None:
+        path = frame.tb_frame.f_code.co_filename.replace("\\", "/")
+        if f"/{ours}" not in path:
+            found = f" ({path.rsplit('/', 1)[-1]}:{frame.tb_lineno})"
+        frame = frame.tb_next
+    return found
+
+
 def _text_of(error: BaseException) -> str:
     try:
         return str(error) or type(error).__name__

@@ -54,8 +54,9 @@ async def demo(
     Args:
         feeds: Addresses of feeds to read instead of the bundled ones.
         opml: Read the feeds of this OPML file, as a feed reader exports it; its folders become spaces.
-        store: Keep the state in this SQLite file (sqlite:///path) and go on from there the next time.
-        mail: Send through this mail server (smtp://host:port) instead of the built-in one.
+        store: Keep the state in this SQLite file (sqlite:///path; the articles go to path-articles beside it) and go on
+            from there the next time.
+        mail: Send through this mail server (smtp://host:port?from=you@example.org) instead of the built-in one.
         to: Who gets the mails about your own feeds.
         keep: Go on until Ctrl-C.
         seconds: Give up after so many seconds.

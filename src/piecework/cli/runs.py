@@ -188,6 +188,7 @@ def show_run(run: dict[str, Any]) -> None:
             ("resumed", f"{run['resume_count']} times" if run["resume_count"] else None),
             ("error", error_text(run["error"])),
             ("result", run["result"]),
+            ("trace", (run["error"] or {}).get("trace")),
             ("state", {name: value for name, value in run.get("state", {}).items() if not name.startswith("__")}),
         ]
     )

@@ -38,7 +38,8 @@ def serve(
         app: MODULE:ATTRIBUTE of the app, or of a function that makes it; default PIECEWORK_APP.
         store: Where its runs and pieces are kept (sqlite:///FILE); default the app's own, else PIECEWORK_STORE.
         database: The application's own data (sqlite:///FILE); default the app's own, else PIECEWORK_DATABASE.
-        mail: Where mail goes (smtp://HOST:PORT, console: or outbox:); default the app's own, else PIECEWORK_MAIL.
+        mail: Where mail goes (smtp://HOST:PORT?from=ADDRESS, console: or outbox:); default the app's own, else
+            PIECEWORK_MAIL.
         json_logs: One JSON object a log line.
         log_level: The least weight of log lines on standard error.
 

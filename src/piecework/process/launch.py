@@ -243,6 +243,8 @@ class Zygote:
     def _import_failed(self, answer: dict[str, Any] | None, status: int | None) -> AppImportError:
         if answer is not None:
             error = answer["error"]
+            if error["type"] == AppImportError.__name__:
+                return AppImportError(error["message"], target=self._target, trace=error["trace"])
             what, trace = f"{error['type']}: {error['message']}", error["trace"]
         else:
             what, trace = f"the process ended with status {status}", "\n".join(self._last_lines)

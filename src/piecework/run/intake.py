@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from piecework.store.records import Wait
 
 _WORK = frozenset({"started", "resumed"})
+_LOST = frozenset({"dropped", "rejected"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Intake:
         self._bus = bus
         self._clock = clock
         self._limit = settings.payload_limit_bytes
+        self._lost: Counter[tuple[str, str, str | None]] = Counter()
+        self._warned_at: dict[tuple[str, str, str | None], float] = {}
         # One object for the node's whole life: events that arrive together share a transaction by it.
         self._decide_accept = partial(decide_accept, self._matches)
 
@@ -129,6 +133,25 @@ class Intake:
             if any(result.outcome in _WORK for result in outcome.dispatched):
                 self._node.wake()
             self._tell(event, item, outcome.dispatched)
+            for result in outcome.dispatched:
+                if result.outcome in _LOST:
+                    self._count_lost(result)
+
+    def _count_lost(self, result: DispatchResult) -> None:
+        """Warns of events that start nothing: the first at once, then with a count, at most once a second."""
+        what = (result.workflow_id, result.outcome, result.reason)
+        self._lost[what] += 1
+        now = self._clock.monotonic()
+        if now - self._warned_at.get(what, -2.0) >= 1.0:
+            self._warned_at[what] = now
+            signals.emit(
+                signals.EVENT_DROPPED,
+                level="warning",
+                workflow_id=result.workflow_id,
+                outcome=result.outcome,
+                reason=result.reason,
+                count=self._lost.pop(what),
+            )
 
     def _accept_item(self, event: Event) -> Accept:
         check_identifier(event.type, "event type")

@@ -144,12 +144,16 @@ class Node:
             await asyncio.wait(self._chores)
         tasks = [flying.task for flying in self._flying.values()]
         if tasks:
+            signals.emit(signals.NODE_STOPPING, runs=len(tasks), grace_seconds=grace_seconds)
             _, late = await asyncio.wait(tasks, timeout=grace_seconds)
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if self._strays:
-            await self._gather_strays()
+            try:
+                await self._gather_strays()
+            except StoreError as error:  # the next node takes them over
+                signals.emit(signals.NODE_TROUBLE, level="error", what="giving runs back", error=error.message)
         self.news.close()
 
     async def commit(self, verb: Verb, item: Any, decide: Decide) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from piecework.errors import ValidationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,18 @@ class RetryAfter:
     """Not now: come back later. No failure.
 
     Attributes:
-        seconds: How much later.
+        seconds: How much later; less than a second counts as one.
+
+    Raises:
+        ValidationError: It is negative or not a number.
     """
 
     name: ClassVar[str] = "retry_after"
     seconds: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seconds, int | float) or not 0 <= self.seconds < math.inf:
+            raise ValidationError(f"RetryAfter needs a number of seconds from 0, not {self.seconds!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,13 @@ class Mailing:
     ) -> Verdict:
         message_id = attempt.args["message_id"]
         if decision.verdict == "done":
-            signals.emit(signals.MAIL_SENT, run_id=attempt.run_id, message_id=message_id)
+            from piecework.services.transport import Outbox  # with the mail libraries, which only senders need
+
+            if isinstance(self._transport, Outbox):
+                text = "no mail server is set: give App(mail=…) or PIECEWORK_MAIL"
+                signals.emit(signals.MAIL_KEPT, level="warning", run_id=attempt.run_id, what=text)
+            else:
+                signals.emit(signals.MAIL_SENT, run_id=attempt.run_id, message_id=message_id)
             told = {clean_text(name): clean_text(str(answer), 500) for name, answer in refused.items()}
             return Done({"message_id": message_id, "refused": told})
         shown = "" if error is None else error.message

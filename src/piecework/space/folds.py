@@ -133,7 +133,7 @@ def _next_moment(piece: Piece, run: Run, item: FinishPiece, now: int) -> int | N
             return None
         return now + backoff(piece.every, piece.consecutive_failures, item.spread)
     if item.outcome == "retry_after":
-        return now + max(item.retry_after or 0, SECOND // 10)
+        return now + max(item.retry_after or 0, SECOND)
     return next_run(now, piece.every, item.spread)
 
 

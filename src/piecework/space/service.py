@@ -202,8 +202,10 @@ class PieceKind:
             skipped_limit=self._settings.skipped_history_limit,
         )
         finished: PieceFinished = await self._node.commit(finish_piece, item, decide_finish_piece)
-        level = "warning" if isinstance(outcome, Failed) else "info"
-        signals.emit(signals.PIECE_ENDED, level=level, outcome=outcome.name, error=_reason(outcome) or None)
+        if isinstance(outcome, Failed):
+            signals.emit(signals.PIECE_ENDED, level="warning", outcome=outcome.name, error=_reason(outcome))
+        else:
+            signals.emit(signals.PIECE_ENDED, outcome=outcome.name, reason=_reason(outcome) or None)
         self._node.news.announce(run.run_id, finished.status)
         self._node.wake()
 

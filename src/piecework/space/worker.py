@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from piecework.errors import ClosedError, PieceworkError, StoppedError, ValidationError, clean_text, describe
+from piecework.errors import ClosedError, PieceworkError, StoppedError, ValidationError, describe, trace_of
 from piecework.process import accounting, environment, protocol
 from piecework.process.accounting import Account, AccountedLoop
 from piecework.process.protocol import Channel
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from piecework.workspace.workspace import Workspace
 
-_TRACE_CHARACTERS = 16_000
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -300,7 +299,7 @@ class Worker:
     async def _tell_fatal(self, error: Exception) -> None:
         traceback.print_exception(error)
         if not self._channel.closed:
-            self._channel.send(protocol.Fatal(error=describe(error) | {"trace": _trace(error)}))
+            self._channel.send(protocol.Fatal(error=describe(error) | {"trace": trace_of(error)}))
 
 
 async def _call(function: Callable[[PieceContext], Any], piece: PieceContext) -> Any:
@@ -317,9 +316,4 @@ async def _call(function: Callable[[PieceContext], Any], piece: PieceContext) ->
 def _failed(error: BaseException) -> Failed:
     told = describe(error)
     message = told["message"] if isinstance(error, PieceworkError) else f"{type(error).__name__}: {told['message']}"
-    return Failed(message, code=told["code"], type=told["type"], trace=_trace(error))
-
-
-def _trace(error: BaseException) -> str:
-    text = "".join(traceback.format_exception(error))
-    return clean_text(text[-_TRACE_CHARACTERS:], limit=2 * _TRACE_CHARACTERS)
+    return Failed(message, code=told["code"], type=told["type"], trace=trace_of(error))

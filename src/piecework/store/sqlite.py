@@ -93,6 +93,8 @@ class SqliteStore:
         """
         if self._closed or self._writer is not None:
             raise ClosedError(f"the store {self.path} was opened before: make a new one")
+        if self.path.is_dir():
+            raise StoreError(f"the store {self.path} is a directory: name a file in it", path=str(self.path))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()

@@ -11,6 +11,7 @@ from typing import Any, Final
 from piecework.telemetry.logs import get_logger
 
 NODE_STARTED: Final = "node.started"  # node_id store pid
+NODE_STOPPING: Final = "node.stopping"  # runs grace_seconds: it waits for runs; what is left then is interrupted
 NODE_STOPPED: Final = "node.stopped"  # node_id
 NODE_TROUBLE: Final = "node.trouble"  # what error: a loop of the node failed and goes on
 RUN_STARTED: Final = "run.started"  # run_id kind name space attempt
@@ -19,6 +20,7 @@ RUN_RESUMED: Final = "run.resumed"  # run_id reason
 RUN_ENDED: Final = "run.ended"  # run_id status error
 RUN_INTERRUPTED: Final = "run.interrupted"  # run_id error: it goes on later, uncharged
 RUN_LOST: Final = "run.lost"  # run_id error: the run is somebody else's now
+EVENT_DROPPED: Final = "event.dropped"  # workflow_id outcome reason count: since the last such line
 EVENT_ACCEPTED: Final = "event.accepted"  # event_id type outcomes
 OBSERVER_FAILED: Final = "observer.failed"  # pattern event_id error
 PREDICATE_FAILED: Final = "predicate.failed"  # workflow_id trigger_id event_id error: counts as no match
@@ -27,6 +29,7 @@ SPACE_HIBERNATED: Final = "space.hibernated"  # space reason
 SPACE_DIED: Final = "space.died"  # space pid status
 ZYGOTE_STARTED: Final = "zygote.started"  # pid
 PIECE_ENDED: Final = "piece.ended"  # space piece_id run_id outcome error
+MAIL_KEPT: Final = "mail.kept"  # run_id: in the outbox of this process, and nowhere else
 MAIL_SENT: Final = "mail.sent"  # run_id message_id
 MAIL_REFUSED: Final = "mail.refused"  # run_id error retry_in_seconds
 CHILD_FAILED: Final = "workspace.child_failed"  # name error

@@ -23,6 +23,7 @@ from piecework.errors import (
     StoppedError,
     StoreError,
     describe,
+    trace_of,
 )
 from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle, encode
 from piecework.run.lifecycle import ENDED, Status
@@ -322,13 +323,16 @@ class Executor:
             epoch=run.epoch,
             status=_status_of(error),
             state=encode(flight.state) if error is None else None,
-            error=None if error is None else encode(describe(error)).decode(),
+            error=None if error is None else encode(describe(error) | {"trace": trace_of(error)}).decode(),
             entries=flight.take_entries(),
         )
         status: str = await self.node.commit(settle, item, decide_settle)
-        shown = None if error is None else describe(error)
-        level = "info" if status == Status.COMPLETED else "warning"
-        signals.emit(signals.RUN_ENDED, level=level, status=status, error=shown)
+        if error is None or status == Status.ABORTED:
+            signals.emit(signals.RUN_ENDED, status=status)
+        else:
+            signals.emit(
+                signals.RUN_ENDED, level="warning", status=status, error=describe(error), exception=trace_of(error)
+            )
         self.node.news.announce(run.run_id, status)
         return True
 

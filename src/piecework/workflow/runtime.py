@@ -6,6 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from piecework.bus.event import Event
 from piecework.container.container import Container
 from piecework.container.env import EnvService
 from piecework.container.registry import Recipe, Registry
@@ -30,7 +31,6 @@ from piecework.workflow.result import Result, RunMetadata, RunValue, error_from
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from piecework.bus.event import Event
     from piecework.clock import Clock
     from piecework.run.admission import Mode
     from piecework.run.intake import Intake
@@ -408,6 +408,8 @@ class Runtime:
 
 
 def _told(event: Event) -> dict[str, Any]:
+    if not isinstance(event, Event):
+        raise ValidationError(f"invoke needs an Event, not {event!r:.80}: Event('invoice.received', {{…}})")
     check_identifier(event.type, "event type")
     check_payload(event.payload)
     return {"id": event.id or new_id(), "type": event.type, "payload": event.payload, "space": event.space}

@@ -24,6 +24,7 @@ from piecework.errors import (
     TimeoutExceededError,
     ValidationError,
     describe,
+    place_of,
 )
 from piecework.run.failure import step_delay
 from piecework.run.logger import RunLogger
@@ -137,6 +138,9 @@ class Stages:
         if value is None:
             return {}
         patch: dict[str, Any] = msgspec.json.decode(encode_mapping(value, what=what, limit_bytes=self._limit))
+        for key in patch:
+            if key.startswith("__"):
+                raise ValidationError(f"{what} has the key {key!r}: names with two underscores are the runtime's own")
         return patch
 
     def route(self, flight: Flight, stage: Stage, state: dict[str, Any]) -> tuple[Instruction, WaitFor | None]:
@@ -197,11 +201,14 @@ def _ask(stage: Stage, what: str, fn: Callable[[StateView], Any], view: StateVie
     """Calls a function of the user's that decides how a run goes on."""
     try:
         return fn(view)
-    except (SystemExit, *_OF_OTHERS) as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, PieceworkError) and not isinstance(error, _OF_OTHERS):
+            raise
         raise ExecutionFailedError(
-            f"the {what} of stage {stage.id!r} raised {type(error).__name__}: {describe(error)['message']}",
+            f"the {what} of stage {stage.id!r} raised {type(error).__name__}: "
+            f"{describe(error)['message']}{place_of(error)}",
             stage=stage.id,
-        ) from None
+        ) from error
 
 
 # Raised by a step these are about something else that it used, not about its own run: as they are, they would end the
@@ -214,7 +221,7 @@ def _stage_failure(stage: Stage, failures: list[Exception]) -> Exception:
     first = failures[0]
     if len(failures) == 1 and isinstance(first, PieceworkError) and not isinstance(first, _OF_OTHERS):
         return first
-    causes = ", ".join(f"{type(f).__name__}: {describe(f)['message']}" for f in failures)
+    causes = ", ".join(f"{type(f).__name__}: {describe(f)['message']}{place_of(f)}" for f in failures)
     error = ExecutionFailedError(
         f"{len(failures)} step(s) failed in {stage.label}:{stage.id}: {causes}", stage=stage.id
     )

@@ -95,11 +95,11 @@ def test_coming_back_later_is_no_verdict():
 
 
 def test_coming_back_at_once_is_not_a_loop():
-    """An update that asks to come back in no time waits a tenth of a second at least."""
+    """An update that asks to come back in no time waits a second at least."""
     desk = Desk()
     desk.register()
     done = desk.finish(desk.begin(), "retry_after", retry_after=0)
-    assert done.next_run_at == NOW + SECOND // 10
+    assert done.next_run_at == NOW + SECOND
 
 
 STEPS = st.lists(
