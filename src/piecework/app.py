@@ -529,6 +529,7 @@ class App:
         stack.push_async_callback(parts.runtime.stop)
         stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
         stack.push_async_callback(parts.spaces.stop)
+        stack.callback(signals.emit, signals.NODE_STOPPED, node_id=parts.node.node_id)
         self.bus.connect(parts.intake.publish)
         stack.callback(self.bus.connect, None)
         stack.push_async_callback(parts.node.stop, settings.close_timeout_seconds)

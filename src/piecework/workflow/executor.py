@@ -192,7 +192,9 @@ class Executor:
             )
         patch = claimed.values.get("patch")
         if patch is not None:
-            state = merge(state, msgspec.json.decode(patch))
+            news = msgspec.json.decode(patch)
+            state = merge(state, news)
+            signals.emit(signals.RUN_RESUMED, level="debug", reason=news.get("__resume_reason__"))
         return Flight(
             run=run,
             registered=registered,
