@@ -217,7 +217,7 @@ class Desk:
 
     def _title(self, run: Any) -> str:
         article = self._article_of(run)
-        return str(article.title if article is not None else run.run_id)
+        return str(article.title) if article is not None else "an article that has just come in"
 
 
 def _failed(run: Any) -> bool:

@@ -227,6 +227,7 @@ async def asks_wrongly(piece):
 @piece("logs")
 async def logs(piece):
     piece.logger.info("hello", pages=3, thing=object)
+    piece.logger.info("half a \ud800 pair", half="\ud800")
     say("printed")
 
 

@@ -333,7 +333,8 @@ async def test_output(node):
     await controller.stop()
     assert ("blue", "printed") in node.lines
     assert [(log.message, log.fields, log.run_id) for log in node.logs] == [
-        ("hello", {"pages": 3, "thing": "<class 'object'>"}, "r1")
+        ("hello", {"pages": 3, "thing": "<class 'object'>"}, "r1"),
+        ("half a \\ud800 pair", {"half": "'\\ud800'"}, "r1"),
     ]
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from piecework.errors import ClosedError, PieceworkError, StoppedError, ValidationError, describe, trace_of
+from piecework.errors import ClosedError, PieceworkError, StoppedError, ValidationError, clean_text, describe, trace_of
 from piecework.process import accounting, environment, protocol
 from piecework.process.accounting import Account, AccountedLoop
 from piecework.process.protocol import Channel
@@ -213,7 +213,9 @@ class Worker:
     def _context(self, run: protocol.Run, workspace: Workspace) -> PieceContext:
         def log(level: str, message: str, fields: dict[str, Any]) -> None:
             if not self._channel.closed:
-                self._channel.send(protocol.Log(level=level, message=str(message), fields=fields, run_id=run.run_id))
+                self._channel.send(
+                    protocol.Log(level=level, message=clean_text(str(message)), fields=fields, run_id=run.run_id)
+                )
 
         return PieceContext(
             space=self._space,
