@@ -330,7 +330,7 @@ async def test_resume_never_answers_running(make_app):
 
 
 async def test_invoke_never_answers_running(make_app):
-    """`invoke` of a run that is woken as soon as it has paused answers what the run came to, not that it runs."""
+    """`invoke` of a run that is woken as soon as it has paused answers paused or its end, never that it runs."""
 
     async def wake(item, outcome):
         if isinstance(item, CommitStage) and outcome.outcome == "parked":
@@ -339,7 +339,7 @@ async def test_invoke_never_answers_running(make_app):
     async with make_app(of_two(Stage("a", wait=WaitFor("more")), Stage("b"))) as app:
         follow(app, wake)
         result = await asyncio.wait_for(app.runtime.invoke("flow", "default", Event("go")), LIMIT)
-        assert result.unwrap().status == "completed"
+        assert result.unwrap().status in {"paused", "completed"}  # whichever of the two it was when it looked
 
 
 # -- user code that does what it should not ----------------------------------------------------------------------------
