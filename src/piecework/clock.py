@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from piecework.errors import ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SECOND = 1_000_000
 """Microseconds in a second, the unit of every moment in the store."""
@@ -48,6 +51,31 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Waits that long on the monotonic clock."""
         await asyncio.sleep(seconds)
+
+
+class StoreClock:
+    """A clock that tells the store's wall time, so that machines which disagree share one; the rest is the machine's.
+
+    Args:
+        clock: The machine's.
+        offset: What has to be added to its wall clock now, in microseconds.
+    """
+
+    def __init__(self, clock: Clock, offset: Callable[[], int]) -> None:
+        self._clock = clock
+        self._offset = offset
+
+    def now(self) -> int:
+        """The store's wall clock: microseconds since the epoch."""
+        return self._clock.now() + self._offset()
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards."""
+        return self._clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits that long on the monotonic clock."""
+        await self._clock.sleep(seconds)
 
 
 LONGEST_SECONDS = 100 * 365 * 86400

@@ -25,6 +25,9 @@ class Settings:
     """The numbers of one app; durations in seconds, sizes in bytes.
 
     Attributes:
+        lease_seconds: How long what a node has stays its own when it says nothing more, where others can be nodes too.
+        heartbeat_seconds: How often it says so.
+        loop_stall_seconds: After how long without a turn of its loop it stops saying so.
         crash_limit: How often a run may take its process down without progress before it fails with CRASHED.
         close_timeout_seconds: How long one closer of a service may take.
         abort_grace_seconds: How long an aborted step may go on before it is abandoned.
@@ -32,6 +35,8 @@ class Settings:
         connect_timeout_seconds: How long a client waits for a node.
         payload_limit_bytes: The largest encoded value (payload, state, result).
         switch_interval_seconds: `sys.setswitchinterval` while a node is open; None leaves the host's alone.
+        retention_seconds: How long ended runs and their events are kept.
+        dedup_seconds: How long a second event of one id is known to be a duplicate.
         piece_history_limit: Runs kept for each piece.
         skipped_history_limit: How many of those may have been skipped ones.
         database_pool_size: Connections to the application's database.
@@ -44,6 +49,9 @@ class Settings:
         mail_retry_seconds: Waits before a refused mail is tried again.
     """
 
+    lease_seconds: float = 15
+    heartbeat_seconds: float = 3
+    loop_stall_seconds: float = 60
     crash_limit: int = 5
     close_timeout_seconds: float = 10
     abort_grace_seconds: float = 10
@@ -51,6 +59,8 @@ class Settings:
     connect_timeout_seconds: float = 5
     payload_limit_bytes: int = 16_777_216
     switch_interval_seconds: float | None = None
+    retention_seconds: float = 604_800
+    dedup_seconds: float = 86_400
     piece_history_limit: int = 50
     skipped_history_limit: int = 5
     database_pool_size: int = 10

@@ -1,7 +1,8 @@
 """The desk: what a process that is not the node may ask for, in JSON values. One name, one checked form, one answer.
 
-The command line reaches it over the link, workers over their own channel, where only `WORKER_OPS` are answered and
-the space is always the worker's own. It decides nothing: every answer is what the app's own call came to.
+The command line and clients of a file's node reach it over the link, workers over their own channel, where only
+`WORKER_OPS` are answered and the space is always the worker's own. It decides nothing: every answer is what the app's
+own call came to. What is long is told in pages that a frame carries: `next_cursor` asks for the next.
 """
 
 from __future__ import annotations
@@ -9,29 +10,37 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
-from piecework.errors import NotFoundError, ValidationError
+from piecework.bus.event import Event
+from piecework.errors import NotFoundError, TimeoutExceededError, ValidationError
 from piecework.process import protocol
+from piecework.run.link import told_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from piecework.clock import Clock
     from piecework.config import Settings
     from piecework.run.intake import Receipt
     from piecework.run.node import Node
     from piecework.space.manager import Spaces
-    from piecework.space.service import PieceService
+    from piecework.space.service import PieceRecord, PieceService
     from piecework.store.contract import Store
+    from piecework.workflow.result import Result
     from piecework.workflow.runtime import Runtime
 
 WORKER_OPS = frozenset({"publish", "enqueue"})
 """What a worker may ask for; the rest is for people."""
 
 _SHOWN_RUNS = 10
+_ALL_RUNS = 2**31
+_PAGE_BYTES = protocol.FRAME_LIMIT_BYTES // 2
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=60)]
 
 
 class OpenApp(Protocol):
@@ -148,8 +157,42 @@ class ListRuns(Form, frozen=True):
             limit=self.limit + 1,
             cursor=self.cursor,
         )
-        items = found[: self.limit]
-        return _page(items, next_cursor=items[-1].run_id if len(found) > self.limit else None)
+        items, more = _as_many(found, self.limit)
+        return _page(items, next_cursor=items[-1]["run_id"] if more else None)
+
+
+class GetRun(Form, frozen=True):
+    """Tells a run: its RunInfo, with its result."""
+
+    op: ClassVar[str] = "runs.get"
+    run_id: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """As of the last commit."""
+        return await app.runtime.get(self.run_id)
+
+
+class WatchRun(Form, frozen=True):
+    """Tells a run of a workflow: its RunInfo, or null when there is none."""
+
+    op: ClassVar[str] = "runs.watch"
+    workflow_id: str
+    run_id: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """As of the last commit."""
+        return await app.runtime.watch(self.workflow_id, self.run_id)
+
+
+class RunState(Form, frozen=True):
+    """Tells a run's data."""
+
+    op: ClassVar[str] = "runs.state"
+    run_id: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """As of the last commit."""
+        return await app.runtime.state(self.run_id)
 
 
 class ShowRun(Form, frozen=True):
@@ -165,14 +208,25 @@ class ShowRun(Form, frozen=True):
 
 
 class RunTimeline(Form, frozen=True):
-    """Lists what happened to a run, oldest first: `{items, next_cursor}`."""
+    """Lists what happened to a run, oldest first: `{items, next_cursor}`.
+
+    Attributes:
+        limit: At most so many; all of it when there is none.
+        cursor: Behind the entry of this number.
+    """
 
     op: ClassVar[str] = "runs.timeline"
     run_id: str
+    limit: Limit | None = None
+    cursor: int = 0
 
     async def answer(self, app: OpenApp) -> Any:
-        """All of it."""
-        return _page(await app.runtime.timeline(self.run_id))
+        """What a page cannot hold follows on the next."""
+        found = [entry for entry in await app.runtime.timeline(self.run_id) if entry.seq > self.cursor]
+        if self.limit is None:
+            return _page(found)
+        items, more = _as_many(found, self.limit)
+        return _page(items, next_cursor=items[-1]["seq"] if more else None)
 
 
 class ResumeRun(Form, frozen=True):
@@ -196,16 +250,102 @@ class ResumeRun(Form, frozen=True):
         return {"run_id": self.run_id, "status": value.status}
 
 
+class WakeRun(Form, frozen=True):
+    """Wakes a paused run and does not wait: a told Result (see `_told`) and the run's `resumes`.
+
+    Attributes:
+        patch: Merged into the run's state.
+        token: Names this very call, so that a repeat of it does nothing more.
+    """
+
+    op: ClassVar[str] = "runs.wake"
+    run_id: str
+    token: str
+    patch: dict[str, Any] = {}
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Whoever wants to know what the run comes to waits for a pause after so many resumes."""
+        result = await app.runtime.resume(self.run_id, self.patch, wait=False, token=self.token)
+        resumes = (await app.runtime.get(self.run_id)).resume_count if result.ok else 0
+        return _told(result) | {"resumes": resumes}
+
+
+class WaitRun(Form, frozen=True):
+    """Waits for a run for a while: a told Result (see `_told`), or null when it is not there yet.
+
+    Attributes:
+        until: What is waited for, as of `Runtime.wait`.
+        resumes: A pause counts only after so many.
+        seconds: How long; who wants to wait for longer asks again, and a client that has gone is soon forgotten.
+    """
+
+    op: ClassVar[str] = "runs.wait"
+    run_id: str
+    seconds: Seconds
+    until: Literal["ended", "paused"] = "ended"
+    resumes: int = 0
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Answers as soon as the run is there."""
+        try:
+            result = await app.runtime.wait(
+                self.run_id, until=self.until, timeout_seconds=self.seconds, resumes=self.resumes
+            )
+        except TimeoutExceededError:
+            return None
+        return _told(result)
+
+
 class AbortRun(Form, frozen=True):
-    """Aborts a run: `{run_id, aborted}`; false when it had ended already."""
+    """Aborts a run: `{run_id, aborted}`; false when it had ended already.
+
+    Attributes:
+        reason: Why, for people.
+        token: Names this very call, so that a repeat of it answers the same.
+    """
 
     op: ClassVar[str] = "runs.abort"
     run_id: str
     reason: str = "aborted by an operator"
+    token: str | None = None
 
     async def answer(self, app: OpenApp) -> Any:
         """A running one ends as soon as its steps let go."""
-        return {"run_id": self.run_id, "aborted": await app.runtime.abort(self.run_id, self.reason)}
+        aborted = await app.runtime.abort(self.run_id, self.reason, token=self.token)
+        return {"run_id": self.run_id, "aborted": aborted}
+
+
+class ListWorkflows(Form, frozen=True):
+    """Lists the ids of the workflows that are registered: `{items, next_cursor}`."""
+
+    op: ClassVar[str] = "workflows.list"
+
+    async def answer(self, app: OpenApp) -> Any:
+        """All of them."""
+        return _page(app.runtime.list_workflows())
+
+
+class InvokeWorkflow(Form, frozen=True):
+    """Runs a pipeline and does not wait: a told Result (see `_told`). The same `run_id` twice is one run.
+
+    Attributes:
+        trigger_id: Whose pipeline.
+        type: Of the event that the run is given; its payload, id and space follow.
+    """
+
+    op: ClassVar[str] = "workflows.invoke"
+    workflow_id: str
+    trigger_id: str
+    run_id: str
+    type: str
+    payload: dict[str, Any] = {}
+    id: str | None = None
+    space: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Returns when the run is durable."""
+        event = Event(self.type, self.payload, id=self.id, space=self.space)
+        return _told(await app.runtime.invoke(self.workflow_id, self.trigger_id, event, run_id=self.run_id, wait=False))
 
 
 class AddPiece(Form, frozen=True):
@@ -232,14 +372,63 @@ class AddPiece(Form, frozen=True):
 
 
 class ListPieces(Form, frozen=True):
-    """Lists pieces: `{items, next_cursor}`."""
+    """Lists pieces: `{items, next_cursor}`.
+
+    Attributes:
+        limit: At most so many; all of them when there is none.
+        cursor: Behind the piece of this space and id.
+    """
 
     op: ClassVar[str] = "pieces.list"
     space: str | None = None
+    limit: Limit | None = None
+    cursor: tuple[str, str] = ("", "")
 
     async def answer(self, app: OpenApp) -> Any:
-        """All of them."""
-        return _page(await app.pieces.list(space=self.space))
+        """What a page cannot hold follows on the next."""
+        found = await app.pieces.list(space=self.space)
+        if self.limit is None:
+            return _page(found)
+        found = sorted(found, key=_place)
+        items, more = _as_many([piece for piece in found if _place(piece) > self.cursor], self.limit)
+        return _page(items, next_cursor=[items[-1]["space"], items[-1]["piece_id"]] if more else None)
+
+
+class GetPiece(Form, frozen=True):
+    """Tells a piece: its PieceRecord."""
+
+    op: ClassVar[str] = "pieces.get"
+    space: str
+    piece_id: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """As of the last commit."""
+        return await app.pieces.get(self.space, self.piece_id)
+
+
+class PieceRuns(Form, frozen=True):
+    """Lists a piece's updates, the newest first: `{items, next_cursor}`.
+
+    Attributes:
+        limit: At most so many.
+        cursor: Behind this run.
+    """
+
+    op: ClassVar[str] = "pieces.runs"
+    space: str
+    piece_id: str
+    limit: Limit = 50
+    cursor: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """What a page cannot hold follows on the next."""
+        most = self.limit + 1 if self.cursor is None else _ALL_RUNS
+        found = list(await app.pieces.runs(self.space, self.piece_id, limit=most))
+        if self.cursor is not None:
+            ids = [run.run_id for run in found]
+            found = found[ids.index(self.cursor) + 1 :] if self.cursor in ids else []
+        items, more = _as_many(found, self.limit)
+        return _page(items, next_cursor=items[-1]["run_id"] if more else None)
 
 
 class ShowPiece(Form, frozen=True):
@@ -299,14 +488,23 @@ _FORMS: dict[str, type[Form]] = {
     for form in (
         Publish,
         Enqueue,
+        ListWorkflows,
+        InvokeWorkflow,
         ListRuns,
+        GetRun,
+        WatchRun,
         ShowRun,
+        RunState,
         RunTimeline,
         ResumeRun,
+        WakeRun,
+        WaitRun,
         AbortRun,
         AddPiece,
         ListPieces,
+        GetPiece,
         ShowPiece,
+        PieceRuns,
         RunPiece,
         Info,
     )
@@ -361,8 +559,35 @@ class Desk:
         return await self.answer(op, args | {"space": space})
 
 
-def _page(items: list[Any], *, next_cursor: str | None = None) -> dict[str, Any]:
+def _page(items: Sequence[Any], *, next_cursor: Any = None) -> dict[str, Any]:
     return {"items": msgspec.to_builtins(items), "next_cursor": next_cursor}
+
+
+def _as_many(found: Sequence[Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """The first of what was found, at least one, as many as a page may hold, and whether there are more."""
+    items: list[dict[str, Any]] = []
+    room = _PAGE_BYTES
+    for item in found[:limit]:
+        told = msgspec.to_builtins(item)
+        room -= len(msgspec.msgpack.encode(told))
+        if items and room < 0:
+            break
+        items.append(told)
+    return items, len(items) < len(found)
+
+
+def _told(result: Result) -> dict[str, Any]:
+    """A Result in JSON values: `value` (of RunValue), `error` (as `link.told_error` tells it) and `metadata`."""
+    error = result.error
+    return {
+        "value": msgspec.to_builtins(result.value),
+        "error": None if error is None else told_error(error),
+        "metadata": msgspec.to_builtins(result.metadata),
+    }
+
+
+def _place(piece: PieceRecord) -> tuple[str, str]:
+    return piece.space, piece.piece_id
 
 
 def _versions() -> dict[str, Any]:

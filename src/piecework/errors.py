@@ -170,6 +170,12 @@ class SchemaVersionError(StoreError):
     code = "SCHEMA_VERSION"
 
 
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached (any more)."""
+
+    code = "STORE_UNAVAILABLE"
+
+
 class StoreFullError(StoreError):
     """The disk is full; nothing was acknowledged, work goes on when there is room."""
 

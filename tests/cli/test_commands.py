@@ -181,7 +181,7 @@ def test_an_unknown_run(fail, command):
         (("events", "publish", "x", "--payload", '{"__state": 1}'), "reserved"),
         (("events", "publish", ""), "event type"),
         (("events", "publish", "x", "--payload", f'{{"n": {2**70}}}'), "cannot carry"),
-        (("runs", "list", "--store", "postgresql://localhost/x"), "is not a store"),
+        (("runs", "list", "--store", "mysql://localhost/x"), "is not known"),
     ],
 )
 def test_what_cannot_be_done(fail, words, said):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import threading
 
 import pytest
 from msgspec.structs import replace
 
 from contracts.processes import WRITE
-from piecework.errors import ConflictError, StoreError, StoreFullError
+from piecework.errors import ConflictError, StoreError
 from piecework.run.folds import decide_abort
 from piecework.store.items import Abort
 from piecework.store.records import Run
@@ -139,6 +140,111 @@ async def test_a_decision_that_blows_up_is_told_to_its_caller(store, verbs):
     assert (await verbs.start(slot())).outcome == "started"
 
 
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), GeneratorExit()])
+async def test_a_decision_cannot_end_anything_else(store, verbs, end):
+    """What would end a thread or a loop ends neither: its caller is told what it was, and the writer goes on."""
+
+    def finish(_draft, _item, _now):
+        raise end
+
+    async with store.held_up():
+        (bad,) = await submitted([verbs.do(_nothing, None, finish)])
+        (good,) = await submitted([verbs.start(slot())])
+    with pytest.raises(StoreError, match=f"ended with {type(end).__name__}") as caught:
+        await bad
+    assert caught.value.__cause__ is end
+    assert (await good).outcome == "started"
+
+
+async def test_a_verb_that_cannot_be_grouped(store, verbs):
+    """Even what is no verb at all is answered, to its caller alone."""
+    async with store.held_up():
+        (bad,) = await submitted([verbs.do(_nothing, None, [])])
+        (good,) = await submitted([verbs.start(slot())])
+    with pytest.raises(TypeError, match="unhashable"):
+        await bad
+    assert (await good).outcome == "started"
+
+
+async def test_what_follows_a_commit_may_fail(store, verbs):
+    """When what had to follow an outcome fails the loop is told; that caller and its neighbours get their outcomes."""
+    heard = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: heard.append(context["exception"]))
+
+    def then(_outcome):
+        raise ConflictError("afterwards")
+
+    async with store.held_up():
+        (first,) = await submitted([store.run(_nothing, 1, lambda *_: "decided", 0, then)])
+        (second,) = await submitted([verbs.start(slot())])
+    assert await first == "decided"
+    assert (await second).outcome == "started"
+    assert [str(error) for error in heard] == ["afterwards"]
+
+
+async def test_a_file_that_another_program_keeps_locked(store, verbs):
+    """While somebody else's transaction keeps the file, a whole group is refused at once; then work goes on."""
+    store.connections[0].execute("PRAGMA busy_timeout = 0").fetchall()
+    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+
+    def be_faster(text):
+        store.seen.append(text)
+        if text == "BEGIN IMMEDIATE" and not other.in_transaction:
+            other.execute(text)
+
+    async with store.held_up():
+        tasks = await submitted(verbs.start(slot()) for _ in range(3))
+        store.connections[0].set_trace_callback(be_faster)
+    for task in tasks:
+        with pytest.raises(StoreError, match=r"state\.db is locked by another program"):
+            await task
+    assert store.seen.count("BEGIN IMMEDIATE") == 1
+    store.connections[0].set_trace_callback(None)
+    other.execute("ROLLBACK")
+    other.close()
+    assert (await verbs.start(slot())).outcome == "started"
+
+
+async def test_a_connection_that_is_lost_is_replaced(store, verbs):
+    """A writer whose connection cannot be used any more gets another one, of the same kind."""
+
+    def lose(_draft, _item, _now):
+        store.connections[0].close()
+
+    with pytest.raises(StoreError, match="closed database"):
+        await verbs.do(_nothing, None, lose)
+    assert (await verbs.start(slot())).outcome == "started"
+    (synchronous,) = store.connections[-1].execute("PRAGMA synchronous").fetchone()
+    assert synchronous == 2
+
+
+async def test_a_reader_that_is_lost_is_replaced(store, verbs):
+    """A query on a connection that was lost is answered all the same, on another one."""
+    await verbs.enqueue(job("job-1"))
+    assert len(await store.read("runs_by_id", {"run_ids": ["job-1"]}, Run)) == 1
+    for connection in store.connections[1:]:
+        connection.close()
+    for _ in range(5):
+        assert len(await store.read("runs_by_id", {"run_ids": ["job-1"]}, Run)) == 1
+
+
+async def test_readers_write_nothing(store):
+    """A query that would change something is refused on the connections for readers."""
+    with pytest.raises(StoreError, match="readonly"):
+        await store.read("delete_runs", {"run_ids": []})
+
+
+async def test_a_reader_in_mid_query_holds_up_nobody(store, verbs):
+    """While a query is being read the writer commits, and the query sees the state that it began with."""
+    await asyncio.gather(*(verbs.enqueue(job(f"job-{number}")) for number in range(3)))
+    reader = store._connect()
+    rows = reader.execute("SELECT run_id FROM runs ORDER BY run_id")
+    assert rows.fetchone() == ("job-0",)
+    await verbs.enqueue(job("job-3"))
+    assert rows.fetchall() == [("job-1",), ("job-2",)]
+    reader.close()
+
+
 async def test_text_that_no_column_takes(store, verbs):
     """Text with a lone surrogate is refused alone, whatever shares its group."""
     run_id = (await verbs.start(slot())).run_id
@@ -184,25 +290,6 @@ async def test_a_read_that_fails_names_the_file(store):
     """A query that cannot be run is told as the store's failure."""
     with pytest.raises(StoreError, match=r"state\.db failed"):
         await store.read("list_pieces", {})
-
-
-async def test_a_full_disk_refuses_and_loses_nothing(store, verbs):
-    """On a full disk new work is refused with STORE_FULL, what was acknowledged stays, and room lets it go on."""
-    acknowledged = [(await verbs.start(slot(f"before-{n}"))).run_id for n in range(5)]
-    writer = store.connections[0]
-    pages = writer.execute("PRAGMA page_count").fetchone()[0]
-    writer.execute(f"PRAGMA max_page_count = {pages + 4}")
-    answers = await asyncio.gather(
-        *(verbs.enqueue(job(f"job-{n}", args=b'"' + b"x" * 9000 + b'"')) for n in range(12)), return_exceptions=True
-    )
-    refused = [answer for answer in answers if isinstance(answer, Exception)]
-    acknowledged += [answer.run_id for answer in answers if not isinstance(answer, Exception)]
-    assert refused
-    assert {type(error) for error in refused} == {StoreFullError}
-    rows = await store.read("runs_by_id", {"run_ids": [*acknowledged, *(f"job-{n}" for n in range(12))]}, Run)
-    assert len(rows) == len(acknowledged)
-    writer.execute("PRAGMA max_page_count = 1000000")
-    assert not (await verbs.enqueue(job("job-11", args=b"1"))).duplicate or "job-11" in acknowledged
 
 
 @pytest.mark.parametrize("number", [1, 40])

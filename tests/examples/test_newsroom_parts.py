@@ -327,7 +327,7 @@ def test_the_demo_keeps_articles_beside_its_store(tmp_path):
         assert database == f"sqlite:///{tmp_path}/deep/state-articles.db"
 
 
-@pytest.mark.parametrize("store", ["postgresql://host/db", "state.db", "sqlite:///"])
+@pytest.mark.parametrize("store", ["mysql://host/db", "state.db", "sqlite:///"])
 def test_a_store_that_the_demo_cannot_use_is_refused(store):
     """The demo's state is an SQLite file; anything else is said in one line."""
     with pytest.raises(ValidationError, match="sqlite:///path"), _place(store):

@@ -57,7 +57,7 @@ async def main(folder: Path, place: str) -> None:
     """Has the piece updated once."""
     watch_commits(folder, place)
     (folder / "node").write_text(str(os.getpid()))
-    app.configure(store=f"sqlite:///{folder / 'state.db'}")
+    app.configure(store=os.environ["STORE_OF_THE_TEST"], settings=Settings(lease_seconds=1, heartbeat_seconds=0.2))
     async with app:
         if not await app.pieces.list():
             config = {"folder": str(folder), "place": place}

@@ -22,9 +22,9 @@ folder, place, *rest = Path(sys.argv[1]), *sys.argv[2:]
 steps, marker = folder / "steps", folder / "killed"
 app = App(
     "letters",
-    store=f"sqlite:///{folder / 'state.db'}",
+    store=os.environ["STORE_OF_THE_TEST"],
     mail=rest[0] if rest else "outbox:",
-    settings=Settings(crash_limit=3, mail_retry_seconds=(0.01,)),
+    settings=Settings(crash_limit=3, mail_retry_seconds=(0.01,), lease_seconds=1, heartbeat_seconds=0.2),
 )
 
 

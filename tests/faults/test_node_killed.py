@@ -20,7 +20,7 @@ from piecework import App
 from piecework.errors import StoreLockedError
 from piecework.process import linux
 from piecework.process.child import readable
-from piecework.store.sqlite import SqliteStore
+from piecework.store.opening import store_for
 from piecework.testing.contracts import check_invariants
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ class Node:
         pid: Of the latest one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str) -> None:
         self.folder = folder
+        self.store = store
         self.pid = 0
         self._started: list[asyncio.subprocess.Process] = []
 
@@ -46,6 +47,7 @@ class Node:
         """Runs a script to its end: what it told in its last line, or the signal that it died of."""
         command = [sys.executable, "-W", "error", str(HERE / script), str(self.folder), *args]
         env = {**os.environ, MARK: str(self.folder), "PIECEWORK_ENV": "test"}
+        env["STORE_OF_THE_TEST"] = self.store
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=env, cwd=self.folder)
         self._started.append(process)
         self.pid = process.pid
@@ -57,7 +59,7 @@ class Node:
 
     async def check_store(self) -> None:
         """What stands in the store does not contradict itself."""
-        store = SqliteStore(self.folder / "state.db")
+        store = store_for(self.store)
         await store.open()
         try:
             await check_invariants(store)
@@ -102,9 +104,9 @@ def _zombie(entry: Path) -> bool:
 
 
 @pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
+async def node(tmp_path: Path, store: str) -> AsyncIterator[Node]:
     """A node over an empty store; nothing of it is left when the test has ended."""
-    node = Node(tmp_path)
+    node = Node(tmp_path, store)
     yield node
     await node.nothing_left()
 
@@ -251,6 +253,7 @@ async def test_a_mail_whose_fate_is_unknown_twice_is_given_up(node: Node) -> Non
 
 
 @pytest.mark.covers("N28")
+@pytest.mark.engines("sqlite")
 async def test_one_node_at_a_time(node: Node) -> None:
     """A second node of one store is refused with the first one's pid; when that was killed, the next opens at once."""
     code = (

@@ -9,7 +9,7 @@ import pytest
 
 from piecework import App, Settings
 from piecework.process import linux
-from piecework.store.sqlite import SqliteStore, sqlite_path
+from piecework.store.opening import store_for
 from piecework.testing.clock import VirtualClock
 from piecework.testing.contracts import check_invariants
 
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from piecework import Runtime, Workflow
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> str:
-    """The URL of a store file of the test's own."""
-    return f"sqlite:///{tmp_path / 'state.db'}"
 
 
 @pytest.fixture
@@ -55,14 +49,12 @@ async def make_app(store: str) -> AsyncIterator[Callable[..., App]]:
         return app
 
     yield make
-    path = sqlite_path(store)
-    if path.exists():
-        left = SqliteStore(path)
-        await left.open()
-        try:
-            await check_invariants(left)
-        finally:
-            await left.close()
+    left = store_for(store)
+    await left.open()
+    try:
+        await check_invariants(left)
+    finally:
+        await left.close()
 
 
 @pytest.fixture
@@ -79,8 +71,10 @@ def runtime(app: App) -> Runtime:
 
 
 @pytest.fixture(autouse=True)
-def _no_process_left() -> Any:
-    """Whatever a test starts has ended with it."""
+def _no_process_left(request: pytest.FixtureRequest) -> Any:
+    """Whatever a test starts has ended with it; the server is the session's."""
+    if "postgres" in request.node.name:
+        request.getfixturevalue("postgres_databases")
     before = linux.children(os.getpid())
     yield
     assert linux.children(os.getpid()) <= before

@@ -7,6 +7,7 @@ import contextlib
 import sqlite3
 import sys
 
+import psycopg
 import pytest
 
 from piecework import (
@@ -86,8 +87,13 @@ def asleep(clock):
 
 def leave_as_a_killed_node_does(store):
     """Makes the runs in a store those of a node that has died while it executed them."""
-    with contextlib.closing(sqlite3.connect(sqlite_path(store))) as file, file:
-        file.execute("UPDATE runs SET owner = 'dead', due_at = NULL WHERE ended_at IS NULL")
+    change = "UPDATE {}runs SET owner = 'dead', due_at = NULL WHERE ended_at IS NULL"
+    if store.startswith("sqlite"):
+        with contextlib.closing(sqlite3.connect(sqlite_path(store))) as file, file:
+            file.execute(change.format(""))
+    else:
+        with psycopg.connect(store) as connection:
+            connection.execute(change.format("piecework."))
 
 
 def of_two(first, second):
@@ -215,6 +221,7 @@ async def test_a_continued_run_finds_every_workflow(make_app, store, gate):
         assert (await came_to(app, run.run_id)).ok
 
 
+@pytest.mark.engines("sqlite")
 async def test_a_cancelled_close_of_the_store_still_closes_it(make_app, store):
     """A store whose `close` is cancelled while the last write is under way can be opened again."""
     async with make_app() as app:

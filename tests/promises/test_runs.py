@@ -6,6 +6,7 @@ import pytest
 
 from piecework import Event, Pipeline, Serialized, Stage, Trigger, WaitFor, Workflow, jump, pause, terminate
 from piecework.errors import ConflictError, NotFoundError, StoppedError, TimeoutExceededError, ValidationError
+from piecework.store.items import Claim
 
 from .flows import ended, flow, keep, nothing, paused, run_id_of
 
@@ -418,10 +419,21 @@ async def test_an_abort_right_after_a_resume_runs_no_stage(make_app):
     stages = [Stage("ask", router=pause()), Stage("end", steps=[keep(ran, lambda ctx: ctx.stage_id)])]
     async with make_app(Workflow("flow", on="go", stages=stages)) as app:
         run_id = await paused(app, await app.publish("go"))
-        resumed, aborted = await asyncio.gather(app.runtime.resume(run_id), app.runtime.abort(run_id))
-        assert (aborted, ran) == (True, [])
-        assert resumed.error.code in {"ABORTED", "INVALID_STATE"}
-        assert (await app.runtime.get(run_id)).status == "aborted"
+        submit, aborted = app.store.run, asyncio.Event()
+
+        async def claims_wait(verb, item, *rest):
+            if isinstance(item, Claim):
+                await aborted.wait()
+            return await submit(verb, item, *rest)
+
+        app.store.run = claims_wait
+        resumed = asyncio.ensure_future(app.runtime.resume(run_id))
+        while (await app.runtime.get(run_id)).status != "running":
+            await asyncio.sleep(0)
+        assert await app.runtime.abort(run_id)
+        aborted.set()
+        assert (await resumed).error.code == "ABORTED"
+        assert ((await app.runtime.get(run_id)).status, ran) == ("aborted", [])
 
 
 async def test_terminate_completes_a_run_early(make_app):

@@ -98,6 +98,83 @@ async def test_a_timeline_is_told_oldest_first(desk, paused):
     assert [item["seq"] for item in items] == list(range(1, len(items) + 1))
 
 
+async def test_a_run_is_told_in_parts(app, desk, paused):
+    """`runs.get`, `runs.watch` and `runs.state` tell a run and its data apart; `watch` is null for another workflow."""
+    info = await desk.answer("runs.get", {"run_id": paused})
+    assert (info["run_id"], info["status"], "state" in info) == (paused, "paused", False)
+    assert await desk.answer("runs.watch", {"workflow_id": "order", "run_id": paused}) == info
+    assert await desk.answer("runs.watch", {"workflow_id": "x", "run_id": paused}) is None
+    assert await desk.answer("runs.state", {"run_id": paused}) == await app.runtime.state(paused)
+
+
+async def test_a_timeline_comes_in_pages_that_fit(desk, paused, monkeypatch):
+    """With a limit a timeline is told page by page; a page ends early where a frame would not carry it."""
+    everything = (await desk.answer("runs.timeline", {"run_id": paused}))["items"]
+    for limit, room in ((2, 10**6), (1000, 1)):
+        monkeypatch.setattr("piecework.desk._PAGE_BYTES", room)
+        found, cursor = [], 0
+        while cursor is not None:
+            page = await desk.answer("runs.timeline", {"run_id": paused, "limit": limit, "cursor": cursor})
+            assert 0 < len(page["items"]) <= limit
+            assert len(page["items"]) == 1 or room > 1
+            found += page["items"]
+            cursor = page["next_cursor"]
+        assert found == everything
+
+
+async def test_workflows_are_listed(desk):
+    """`workflows.list` answers the ids of what is registered."""
+    assert await desk.answer("workflows.list", {}) == {"items": ["order"], "next_cursor": None}
+
+
+async def test_a_pipeline_is_invoked_under_the_run_s_id(app, desk):
+    """`workflows.invoke` answers when the run is durable; the same run id again is the same run."""
+    asked = {
+        "workflow_id": "order",
+        "trigger_id": "default",
+        "run_id": "r-1",
+        "type": "order.placed",
+        "payload": {"n": 1},
+    }
+    told = [await desk.answer("workflows.invoke", asked) for _ in range(2)]
+    assert [answer["metadata"]["run_id"] for answer in told] == ["r-1", "r-1"]
+    assert (await app.runtime.wait("r-1", until="paused")).unwrap().state["n"] == 1
+    assert len(await app.runtime.list_all_runs()) == 1
+
+
+async def test_what_went_wrong_is_told_and_not_raised(desk):
+    """`workflows.invoke` and `runs.wake` tell an error as part of their answer, with what it is about."""
+    asked = {"workflow_id": "x", "trigger_id": "default", "run_id": "r-1", "type": "x"}
+    told = await desk.answer("workflows.invoke", asked)
+    assert (told["value"], told["metadata"], told["error"]["code"]) == (None, None, "NOT_FOUND")
+    told = await desk.answer("runs.wake", {"run_id": "none", "token": "t"})
+    assert (told["error"]["code"], told["error"]["data"], told["resumes"]) == ("NOT_FOUND", {"run_id": "none"}, 0)
+
+
+async def test_a_wait_is_answered_in_its_time(desk, paused):
+    """`runs.wait` is null while the run is not there; a pause of before a resume does not count as one after it."""
+    assert await desk.answer("runs.wait", {"run_id": paused, "seconds": 0}) is None
+    there = {"run_id": paused, "seconds": 20, "until": "paused"}
+    assert (await desk.answer("runs.wait", there))["metadata"] == {"run_id": paused, "status": "paused"}
+    assert await desk.answer("runs.wait", there | {"resumes": 1, "seconds": 0}) is None
+    with pytest.raises(ValidationError, match="seconds"):
+        await desk.answer("runs.wait", {"run_id": paused, "seconds": 61})
+
+
+async def test_a_wake_under_its_token_is_one(desk, paused):
+    """`runs.wake` twice under one token wakes once; `resumes` says behind which pause to wait."""
+    told = [await desk.answer("runs.wake", {"run_id": paused, "token": "t-1", "patch": {"n": 1}}) for _ in range(2)]
+    assert [(answer["error"], answer["resumes"]) for answer in told] == [(None, 1), (None, 1)]
+    came_to = await desk.answer("runs.wait", {"run_id": paused, "seconds": 20, "until": "paused", "resumes": 1})
+    assert (came_to["value"]["status"], came_to["value"]["state"]["n"]) == ("completed", 1)
+
+
+async def test_an_abort_under_its_token_answers_the_same(desk, paused):
+    """`runs.abort` twice under one token answers true twice."""
+    answers = [await desk.answer("runs.abort", {"run_id": paused, "token": "t-1"}) for _ in range(2)]
+    assert [answer["aborted"] for answer in answers] == [True, True]
+
+
 async def test_a_resume_answers_what_the_run_came_to(desk, paused):
     """`runs.resume` waits until the run has completed, failed or paused again."""
     came_to = await desk.answer("runs.resume", {"run_id": paused, "patch": {"ok": True}})
@@ -133,10 +210,14 @@ async def test_an_unknown_run_is_not_found(desk, op):
 
 
 async def test_pieces_without_an_integration_are_refused(desk):
-    """A piece of an integration that the app does not have is NOT_FOUND; there are no pieces then."""
+    """A piece of an integration that the app does not have is NOT_FOUND; there are no pieces then, and no updates."""
     with pytest.raises(NotFoundError, match="no integration 'feed'"):
         await desk.answer("pieces.add", {"space": "acme", "piece_id": "hn", "integration": "feed"})
-    assert await desk.answer("pieces.list", {}) == {"items": [], "next_cursor": None}
+    for asked in ({}, {"limit": 10}):
+        assert await desk.answer("pieces.list", asked) == {"items": [], "next_cursor": None}
+    for op in ("pieces.get", "pieces.runs"):
+        with pytest.raises(NotFoundError, match="hn"):
+            await desk.answer(op, {"space": "acme", "piece_id": "hn"})
 
 
 async def test_info_tells_who_the_node_is(app, desk):

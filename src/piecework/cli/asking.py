@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from piecework.app import default_store
+from piecework.app import App, default_store
 from piecework.cli.importing import app_name, load_app
 from piecework.config import Settings, tool_setting
+from piecework.desk import Desk
 from piecework.run.link import LinkClient
 from piecework.store.sqlite import sqlite_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from cyclopts import Token
 
@@ -32,7 +32,7 @@ class Where:
         app: An application whose own store it is.
     """
 
-    store: Annotated[str | None, Parameter(help="Store of the node (sqlite:///FILE); default PIECEWORK_STORE.")] = None
+    store: Annotated[str | None, Parameter(help="sqlite:///FILE or postgresql://…; default PIECEWORK_STORE.")] = None
     app: Annotated[str | None, Parameter(help="MODULE:ATTRIBUTE of an app, to ask the node of its store.")] = None
 
     def url(self) -> str:
@@ -47,14 +47,6 @@ class Where:
         name = self.app or (None if told else app_name())
         own = load_app(name).store_url if name else None
         return own or default_store()
-
-    def path(self) -> Path:
-        """The store's file.
-
-        Raises:
-            ValidationError: It is no address of a file.
-        """
-        return sqlite_path(self.url()).absolute()
 
 
 def _read_object(_kind: Any, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -80,7 +72,7 @@ AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs
 
 
 async def ask(where: Where, op: str, **args: Any) -> Any:
-    """Asks the node; what is None is left out.
+    """Asks the node of a file, or the server's database; what is None is left out.
 
     Args:
         where: Which node.
@@ -88,9 +80,16 @@ async def ask(where: Where, op: str, **args: Any) -> Any:
         **args: With what.
 
     Raises:
-        NoNodeError: There is none.
+        NoNodeError: There is none of that file.
+        StoreUnavailableError: The server cannot be reached.
         PieceworkError: The node's answer.
     """
+    given = {name: value for name, value in args.items() if value is not None}
+    url = where.url()
+    if not url.startswith("sqlite:"):
+        # Everybody reaches a server: this process is a client of it by itself, and no node has to be asked.
+        async with App("piecework", store=url).open(role="client") as app:
+            return await Desk(app).answer(op, given)
     timeout_seconds = Settings.load().connect_timeout_seconds
-    async with await LinkClient.connect(where.path(), timeout_seconds=timeout_seconds) as link:
-        return await link.ask(op, **{name: value for name, value in args.items() if value is not None})
+    async with await LinkClient.connect(sqlite_path(url).absolute(), timeout_seconds=timeout_seconds) as link:
+        return await link.ask(op, **given)

@@ -54,8 +54,9 @@ async def demo(
     Args:
         feeds: Addresses of feeds to read instead of the bundled ones.
         opml: Read the feeds of this OPML file, as a feed reader exports it; its folders become spaces.
-        store: Keep the state in this SQLite file (sqlite:///path; the articles go to path-articles beside it) and go on
-            from there the next time.
+        store: Keep the state in this SQLite file (sqlite:///path; the articles go to path-articles beside it) or this
+            database (postgresql://…; the articles go to .piecework/demo-articles.db) and go on from there the next
+            time.
         mail: Send through this mail server (smtp://host:port?from=you@example.org) instead of the built-in one.
         to: Who gets the mails about your own feeds.
         keep: Go on until Ctrl-C.
@@ -130,9 +131,16 @@ def _place(store: str | None) -> Iterator[tuple[str, str]]:
         with tempfile.TemporaryDirectory(prefix="piecework-demo-", ignore_cleanup_errors=True) as folder:
             yield f"sqlite:///{folder}/state.db", f"sqlite:///{folder}/articles.db"
         return
+    if store.startswith(("postgresql://", "postgres://")):
+        articles = Path(".piecework/demo-articles.db").absolute()
+        articles.parent.mkdir(exist_ok=True)
+        yield store, f"sqlite:///{articles}"
+        return
     name = store.removeprefix("sqlite:///")
     if name == store or not name or "?" in name:
-        raise ValidationError(f"{store!r} is not a place for the demo's state: give sqlite:///path/to/file.db")
+        raise ValidationError(
+            f"{store!r} is not a place for the demo's state: give sqlite:///path/to/file.db or postgresql://…"
+        )
     path = Path(name).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

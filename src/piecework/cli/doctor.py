@@ -20,8 +20,11 @@ from piecework.cli.telling import show_json, show_table
 from piecework.errors import NoNodeError, PieceworkError, StoreError
 from piecework.process import linux
 from piecework.run.link import LinkClient
+from piecework.store.info import describe as describe_store
 from piecework.store.lockfile import read_note
+from piecework.store.looking import looking_at
 from piecework.store.migrate import inspect_sqlite
+from piecework.store.sqlite import sqlite_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,10 +127,26 @@ def _app(where: Where) -> Iterator[Finding]:
 
 async def _store(where: Where) -> list[Finding]:
     try:
-        path = where.path()
+        url = where.url()
+        if not url.startswith("sqlite:"):
+            return await _server(url)
+        path = sqlite_path(url).absolute()
     except PieceworkError as error:
         return [Finding("store", "failed", error.message)]
     return [_file(path), await _node(path)]
+
+
+async def _server(url: str) -> list[Finding]:
+    async with looking_at(url) as look:
+        told = await describe_store(look)
+    version = told["schema_version"]
+    if not version:
+        return [Finding("store", "ok", f"{told['url']} has no schema yet: `piecework serve` makes it")]
+    nodes = [f"process {node['pid']} on {node['host']}" for node in told["nodes"] or ()]
+    return [
+        Finding("store", "ok", f"{told['url']}, {told['engine_version']}, schema version {version}"),
+        Finding("node", "ok", ", ".join(nodes) if nodes else "no node has said that it lives"),
+    ]
 
 
 def _file(path: Path) -> Finding:

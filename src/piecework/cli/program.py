@@ -17,6 +17,7 @@ from piecework.cli.events import events
 from piecework.cli.pieces import pieces
 from piecework.cli.runs import runs
 from piecework.cli.serve import serve
+from piecework.cli.store import store
 from piecework.cli.telling import clean
 from piecework.errors import PieceworkError
 
@@ -39,7 +40,7 @@ program = cyclopts.App(
 )
 for command in (serve, demo, doctor):
     program.command(command)
-for group in (events, runs, pieces):
+for group in (events, runs, pieces, store):
     program.command(group)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from piecework.cli.importing import app_name, load_app
 from piecework.cli.telling import clean
 from piecework.errors import AppImportError
+from piecework.store.sqlite import SqliteStore
 from piecework.telemetry import logs
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def serve(
 
     Args:
         app: MODULE:ATTRIBUTE of the app, or of a function that makes it; default PIECEWORK_APP.
-        store: Where its runs and pieces are kept (sqlite:///FILE); default the app's own, else PIECEWORK_STORE.
+        store: Where its runs and pieces are kept (sqlite:///FILE or postgresql://…); default the app's own, else
+            PIECEWORK_STORE.
         database: The application's own data (sqlite:///FILE); default the app's own, else PIECEWORK_DATABASE.
         mail: Where mail goes (smtp://HOST:PORT?from=ADDRESS, console: or outbox:); default the app's own, else
             PIECEWORK_MAIL.
@@ -102,9 +104,10 @@ def _say_ready(app: App) -> None:
         "node": app.node_id,
         "pid": os.getpid(),
         "store": app.store.url,
-        "socket": app.store.lock.note.get("socket"),
         "workflows": ",".join(app.runtime.list_workflows()) or "-",
         "integrations": ",".join(app.integrations) or "-",
     }
+    if isinstance(app.store, SqliteStore):
+        told["socket"] = app.store.lock.note.get("socket")
     sys.stdout.write(clean("ready " + " ".join(f"{key}={value}" for key, value in told.items())) + "\n")
     sys.stdout.flush()

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from piecework.bus.event import Event
 from piecework.errors import ValidationError
 from piecework.ids import new_id
-from piecework.run.folds import decide_accept, decide_enqueue
+from piecework.run.folds import decide_enqueue
+from piecework.run.folds_events import decide_accept
 from piecework.run.lifecycle import Status
 from piecework.store.items import Accept, Accepted, DispatchResult, Enqueue, Enqueued
 from piecework.store.records import EventRow, Run
@@ -20,7 +23,7 @@ from piecework.store.verbs.runs import enqueue
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from piecework.bus.subscriptions import EventBus
     from piecework.clock import Clock
@@ -28,10 +31,10 @@ if TYPE_CHECKING:
     from piecework.run.kind import Kind
     from piecework.run.node import Node
     from piecework.store.contract import Store
-    from piecework.store.items import Accepting
-    from piecework.store.records import Wait
+    from piecework.store.items import Aborting, Dispatched, FannedOut, Route
+    from piecework.store.records import Inbox, Wait
 
-_WORK = frozenset({"started", "resumed"})
+_WORK = frozenset({"started", "resumed", "replaced"})
 _LOST = frozenset({"dropped", "rejected"})
 
 
@@ -41,21 +44,45 @@ class Receipt:
 
     Attributes:
         event_id: The event's id, made when none was given.
-        dispatched: What became of it at each trigger that it matched and at each run that waited for it.
+        dispatched: What became of it at each trigger that it matched and at each run that waited for it; None where it
+            goes along with a transaction of the caller's own, which has still to commit.
     """
 
     event_id: str
-    dispatched: list[DispatchResult]
+    dispatched: list[DispatchResult] | None
 
 
 class Intake:
-    """Takes events and enqueued runs in on a node."""
+    """Takes events and enqueued runs in.
+
+    Args:
+        store: Open.
+        kinds: By their names.
+        node: Told what follows.
+        bus: Its subscribers see what was accepted here.
+        clock: Tells the time.
+        settings: The numbers.
+        deciding: Whether triggers are evaluated here; a client leaves them to nodes.
+
+    Attributes:
+        on_left: Called when something of an event was left for later.
+    """
 
     def __init__(
-        self, store: Store, kinds: Mapping[str, Kind], node: Node, bus: EventBus, clock: Clock, settings: Settings
+        self,
+        store: Store,
+        kinds: Mapping[str, Kind],
+        node: Node,
+        bus: EventBus,
+        clock: Clock,
+        settings: Settings,
+        *,
+        deciding: bool = True,
     ) -> None:
         self._store = store
         self._kinds = kinds
+        self._deciding = tuple(kinds.values()) if deciding else ()
+        self.on_left: Callable[[], None] = _nothing
         self._node = node
         self._bus = bus
         self._clock = clock
@@ -63,7 +90,35 @@ class Intake:
         self._lost: Counter[tuple[str, str, str | None]] = Counter()
         self._warned_at: dict[tuple[str, str, str | None], float] = {}
         # One object for the node's whole life: events that arrive together share a transaction by it.
-        self._decide_accept = partial(decide_accept, self._matches)
+        self._decide_accept = partial(decide_accept, self.matches)
+
+    async def move(self, row: Inbox) -> None:
+        """Accepts an event of the inbox, which leaves it in the same commit.
+
+        Raises:
+            StoreError: It could not be written: it stays where it is.
+            PieceworkError: It was refused: it stays where it is.
+        """
+        event = Event(row.type, msgspec.json.decode(row.payload), id=row.event_id, space=row.space)
+        stored = EventRow(None, row.event_id, row.type, row.space, row.payload, self._clock.now())
+        item = Accept(
+            event=stored,
+            payload=event.payload,
+            routes=self._routes(event),
+            known=self._known(),
+            inbox_seq=row.inbox_seq,
+        )
+        told = partial(self._accepted, event, item)
+        await self._store.run(accept, item, self._decide_accept, self._clock.now(), told)
+
+    def dispatched(self, outcome: Dispatched) -> None:
+        """Does what follows the commit of a pending event's decision."""
+        if outcome.decided:
+            self._follow(outcome.dispatched, outcome.aborting)
+
+    def fanned_out(self, outcome: FannedOut) -> None:
+        """Does what follows the commit of a part of a fan-out."""
+        self._follow(outcome.dispatched, ())
 
     async def publish(self, event: Event) -> Receipt:
         """Makes an event durable together with everything that follows from it at once.
@@ -89,6 +144,7 @@ class Intake:
         pipeline_id: str = "",
         version: str | None = None,
         due_at: int | None = None,
+        occurrence: str | None = None,
     ) -> Enqueued:
         """Makes a run that no event asked for; the same `run_id` twice is one run.
 
@@ -102,6 +158,7 @@ class Intake:
             pipeline_id: For an invoked pipeline.
             version: Of its definition.
             due_at: Microseconds since the epoch; None means at once.
+            occurrence: Names what may happen only once; its first run is answered.
 
         Raises:
             ValidationError: The args are not JSON.
@@ -113,6 +170,7 @@ class Intake:
             trigger_id=trigger_id,
             pipeline_id=pipeline_id,
             slot_key=None,
+            place=None,
             key_value=None,
             space=check_identifier(space or "default", "space"),
             status=Status.QUEUED,
@@ -121,7 +179,8 @@ class Intake:
             event_seq=None,
             due_at=due_at,
         )
-        item = Enqueue(run=run, args=encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self._limit))
+        told = encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self._limit)
+        item = Enqueue(run=run, args=told, occurrence=occurrence)
         outcome: Enqueued = await self._store.run(enqueue, item, decide_enqueue, self._clock.now(), self._wake)
         return outcome
 
@@ -130,12 +189,19 @@ class Intake:
 
     def _accepted(self, event: Event, item: Accept, outcome: Accepted) -> None:
         if not outcome.duplicate:
-            if any(result.outcome in _WORK for result in outcome.dispatched):
-                self._node.wake()
+            self._follow(outcome.dispatched, outcome.aborting)
             self._tell(event, item, outcome.dispatched)
-            for result in outcome.dispatched:
-                if result.outcome in _LOST:
-                    self._count_lost(result)
+            if outcome.more or any(result.outcome == "pending" for result in outcome.dispatched):
+                self.on_left()
+
+    def _follow(self, results: tuple[DispatchResult, ...], aborting: tuple[Aborting, ...]) -> None:
+        if any(result.outcome in _WORK for result in results):
+            self._node.wake()
+        for told in aborting:
+            self._node.told_to_end(told)
+        for result in results:
+            if result.outcome in _LOST:
+                self._count_lost(result)
 
     def _count_lost(self, result: DispatchResult) -> None:
         """Warns of events that start nothing: the first at once, then with a count, at most once a second."""
@@ -161,12 +227,18 @@ class Intake:
         check_payload(event.payload)
         payload = encode_mapping(event.payload, what="payload", limit_bytes=self._limit)
         row = EventRow(None, event_id, event.type, event.space, payload, self._clock.now())
-        routes = tuple(route for kind in self._kinds.values() for route in kind.routes(event))
-        return Accept(event=row, payload=event.payload, routes=routes)
+        return Accept(event=row, payload=event.payload, routes=self._routes(event), known=self._known())
 
-    def _matches(self, wait: Wait, entry: Accepting) -> dict[str, Any] | None:
+    def _routes(self, event: Event) -> tuple[Route, ...]:
+        return tuple(route for kind in self._deciding for route in kind.routes(event))
+
+    def _known(self) -> dict[str, str | None]:
+        return {name: version for kind in self._deciding for name, version in kind.versions().items()}
+
+    def matches(self, wait: Wait, event: EventRow, payload: dict[str, Any]) -> dict[str, Any] | None:
+        """Whether an event meets a wait, by the rule of the kind that registered it: the patch to resume with."""
         for kind in self._kinds.values():
-            patch = kind.matches(wait, entry)
+            patch = kind.matches(wait, event, payload)
             if patch is not None:
                 return patch
         return None
@@ -181,6 +253,10 @@ class Intake:
             outcomes=[result.outcome for result in results],
         )
         self._bus.tell(Event(event.type, event.payload, id=event_id, space=event.space, at=item.event.accepted_at))
+
+
+def _nothing() -> None:
+    """Nobody does what is left: another node will."""
 
 
 def check_payload(payload: Any) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from piecework.bus.event import Event
-    from piecework.store.items import Accepting, Claimed, Route
-    from piecework.store.records import Wait
+    from piecework.store.items import Claimed, Route
+    from piecework.store.records import EventRow, Wait
 
 
 class Kind(Protocol):
@@ -25,11 +25,15 @@ class Kind(Protocol):
         """The names (workflows, jobs, integrations) whose runs can be executed here; others wait."""
         ...
 
+    def versions(self) -> dict[str, str | None]:
+        """The names whose triggers are evaluated here, each with the version of its definition."""
+        ...
+
     def routes(self, event: Event) -> list[Route]:
         """The triggers that an event matches. The user's predicates and keys run here, outside any transaction."""
         ...
 
-    def matches(self, wait: Wait, entry: Accepting) -> dict[str, Any] | None:
+    def matches(self, wait: Wait, event: EventRow, payload: dict[str, Any]) -> dict[str, Any] | None:
         """Whether an event meets a wait: the patch to resume with, or None. Pure: it runs inside a transaction."""
         ...
 

@@ -1,6 +1,7 @@
 """The statuses of a run and the one table of moves between them. Pure.
 
-A move that is not in the table is refused; an ended run never moves again.
+A move that is not in the table is refused; an ended run never moves again. That a run waits for room in its slot, has
+an owner, is due or is clean are facts of their own beside its status.
 """
 
 from __future__ import annotations
@@ -23,18 +24,50 @@ class Status(StrEnum):
 
 
 MOVES: Final[dict[Status, frozenset[Status]]] = {
-    Status.QUEUED: frozenset({Status.RUNNING, Status.ABORTED}),
-    Status.RUNNING: frozenset(
-        {Status.QUEUED, Status.PAUSED, Status.COMPLETED, Status.FAILED, Status.ABORTED, Status.RUNNING}
+    Status.QUEUED: frozenset(
+        {
+            Status.RUNNING,  # claimed
+            Status.ABORTED,  # by somebody, superseded, or its workflow was deregistered
+        }
     ),
-    Status.PAUSED: frozenset({Status.RUNNING, Status.ABORTED}),
+    Status.RUNNING: frozenset(
+        {
+            Status.RUNNING,  # claimed again: its owner let go of it or died, or it was woken
+            Status.QUEUED,  # deferred to a later moment
+            Status.PAUSED,  # parked, or its resume failed
+            Status.COMPLETED,
+            Status.FAILED,
+            Status.ABORTED,
+        }
+    ),
+    Status.PAUSED: frozenset(
+        {
+            Status.RUNNING,  # woken by an event, by its deadline or by somebody; it fails only once it runs
+            Status.ABORTED,
+        }
+    ),
     Status.COMPLETED: frozenset(),
     Status.FAILED: frozenset(),
     Status.ABORTED: frozenset(),
 }
-"""From each status, where a run may go. A running run goes back to queued when it is deferred to a later moment."""
+"""From each status, where a run may go."""
 
-ENDED: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.ABORTED})
+ENDED: Final = frozenset(status for status, moves in MOVES.items() if not moves)
+"""The statuses that a run never leaves."""
+
+
+def has_ended(status: str) -> bool:
+    """Tells whether a run of this status is over.
+
+    Raises:
+        ValueError: There is no such status.
+    """
+    return Status(status) in ENDED
+
+
+def standing(status: str) -> str:
+    """The words for a status in a sentence about a run: "is paused", "has ended (failed)"."""
+    return f"has ended ({status})" if has_ended(status) else f"is {status}"
 
 
 def check_move(run_id: str, status: str, to: Status) -> Status:
@@ -49,9 +82,8 @@ def check_move(run_id: str, status: str, to: Status) -> Status:
         InvalidStateError: The table has no such move.
     """
     if to not in MOVES[Status(status)]:
-        word = "has ended" if Status(status) in ENDED else "is"
         raise InvalidStateError(
-            f"run {run_id} {word} {status}, so it cannot become {to}: look at its timeline",
+            f"run {run_id} {standing(status)}, so it cannot become {to}: look at its timeline",
             run_id=run_id,
             status=status,
         )

@@ -28,6 +28,7 @@ from piecework.errors import (
     StoppedError,
     StoreError,
     ValidationError,
+    clean_text,
     describe,
 )
 from piecework.process import protocol
@@ -45,6 +46,7 @@ _GRACE_SECONDS = 1.0
 _HELLO_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
 _TROUBLE_PAUSE_SECONDS = 1.0
+_BOUND = 2**63
 _REFUSED = 0
 """The id of a reply that nobody asked for: why the connection is refused."""
 
@@ -165,7 +167,7 @@ class LinkServer:
         try:
             return Reply(id=ask.id, value=await self._answer(ask.op, ask.args))
         except PieceworkError as error:
-            return Reply(id=ask.id, error=describe(error))
+            return Reply(id=ask.id, error=told_error(error))
         except Exception as error:  # noqa: BLE001 - a fault of ours: shown here and at the client
             told = describe(error)
             signals.emit(signals.NODE_TROUBLE, level="error", what=f"answering {ask.op}", error=told)
@@ -231,6 +233,11 @@ class LinkClient:
         self._ended: asyncio.Future[None] = loop.create_future()
         self.node_pid: int | None = None
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._channel is None or self._channel.closed
+
     @classmethod
     async def connect(cls, store_path: Path, *, timeout_seconds: float) -> LinkClient:
         """Finds the node of a store file and greets it.
@@ -249,7 +256,12 @@ class LinkClient:
             note = read_note(store_path)
             sock = await _dial(note.get("socket"))
             if sock is not None:
-                return await cls._greet(store_path, sock, note.get("pid"))
+                try:
+                    return await cls._greet(store_path, sock, note.get("pid"))
+                except NoNodeError as error:
+                    # A node that is just stopping: its successor may come in time.
+                    if not error.data.get("gone") or loop.time() >= ends_at:
+                        raise
             if loop.time() >= ends_at:
                 raise _no_node(store_path, note.get("pid"))
             await asyncio.sleep(_LOOK_SECONDS)
@@ -268,7 +280,9 @@ class LinkClient:
         """
         if self._channel is None or self._channel.closed:
             raise NoNodeError(
-                f"{op} was not sent: the connection with the node of {self._store} has ended, open a new one"
+                f"{op} was not sent: the connection with the node of {self._store} has ended, open a new one",
+                op=op,
+                unknown=False,
             )
         ident = next(self._ids)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -320,20 +334,20 @@ class LinkClient:
             if not self._hello.done():
                 self._hello.set_result(message)
         elif message.id == _REFUSED:
-            self._fail_hello(revive(message.error or {}))
+            self._fail_hello(revived_error(message.error or {}))
         elif message.id in self._asked:
             _, answer = self._asked[message.id]
             if answer.done():
                 return
             if message.error is not None:
-                answer.set_exception(revive(message.error))
+                answer.set_exception(revived_error(message.error))
             else:
                 answer.set_result(message.value)
 
     def _closed(self, error: Exception | None) -> None:
         who = f"the node of {self._store}" + (f" (process {self.node_pid})" if self.node_pid else "")
         why = f": {error}" if isinstance(error, ProtocolError) else ""
-        self._fail_hello(NoNodeError(f"{who} ended the connection at once{why}", pid=self.node_pid))
+        self._fail_hello(NoNodeError(f"{who} ended the connection at once{why}", pid=self.node_pid, gone=not why))
         for op, answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(
@@ -351,6 +365,19 @@ class LinkClient:
         if not self._hello.done():
             self._hello.set_exception(error)
             self._hello.exception()  # marks it as seen: nobody waits for it when greeting has been given up
+
+
+def told_error(error: PieceworkError) -> dict[str, Any]:
+    """An error of ours as it crosses: as `describe` tells it, with the values that it is about, as far as they can."""
+    data = {name: value for name, value in error.data.items() if _is_plain(value)}
+    return describe(error) | ({"data": data} if data else {})
+
+
+def revived_error(told: dict[str, Any]) -> PieceworkError:
+    """The error that `told_error` told, of its own class where that is ours."""
+    error = revive(told)
+    error.data.update(told.get("data", {}))
+    return error
 
 
 def socket_path(store: Path) -> Path:
@@ -443,3 +470,11 @@ def _no_node(store: Path, pid: int | None) -> NoNodeError:
         "or name its store with --store",
         path=str(store),
     )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, str):
+        return clean_text(value) == value
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or (isinstance(value, int | float) and -_BOUND <= value < _BOUND)

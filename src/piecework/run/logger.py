@@ -12,7 +12,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import ClosedError, StoreError, clean_text
-from piecework.run.folds import decide_append, encode
+from piecework.run.folds import decide_append
+from piecework.run.parts import encode
 from piecework.store.items import Append, NewEntry
 from piecework.store.values import encode as encode_strictly
 from piecework.store.verbs.runs import append

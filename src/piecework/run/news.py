@@ -1,4 +1,7 @@
-"""Who wants to know what becomes of a run, inside this process: futures that the node resolves after each commit."""
+"""Who wants to know what becomes of a run: futures, resolved after a commit here or when others tell of one.
+
+An announcement is a reason to look, never the truth itself.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 from piecework.errors import StoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class News:
@@ -42,6 +45,23 @@ class News:
                 future.set_result(status)
         for listener in list(self._listeners):
             listener(run_id, status)
+
+    def look(self, run_ids: Iterable[str] | None) -> None:
+        """Has those look who wait for some runs, or for any (None): another process has told of something."""
+        for run_id in list(self._waiting) if run_ids is None else run_ids:
+            for future in list(self._waiting.get(run_id, ())):
+                if not future.done():
+                    future.set_result("")
+
+    async def after(self, future: asyncio.Future[str], seconds: float | None) -> None:
+        """Waits for an announcement, at most so long: where others commit too, one may get lost.
+
+        Raises:
+            StoppedError: The node is stopping.
+        """
+        await asyncio.wait({future}, timeout=seconds)
+        if future.done():
+            future.result()
 
     def close(self) -> None:
         """Ends every wait with STOPPED."""

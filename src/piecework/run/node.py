@@ -7,17 +7,31 @@ or for somebody to wake it: there is no polling.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from piecework.clock import SECOND
-from piecework.errors import ClosedError, StaleEpochError, StoppedError, StoreError, StoreFullError, describe
+from piecework.errors import (
+    ClosedError,
+    StaleEpochError,
+    StoppedError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    describe,
+)
 from piecework.run.folds import decide_claim, decide_release, decide_resume
-from piecework.store.items import Claim, Release
-from piecework.store.records import Run
-from piecework.store.verbs.claim import claim
+from piecework.run.folds_nodes import no_decision
+from piecework.run.lifecycle import Status
+from piecework.run.parts import encode
+from piecework.store.items import Claim, Leave, Release, Renew, TakeOver
+from piecework.store.records import NodeRow, Run
+from piecework.store.verbs.claim import claim, take_over
+from piecework.store.verbs.nodes import leave, renew
 from piecework.store.verbs.runs import due, release
 from piecework.telemetry import logs, signals
 
@@ -28,7 +42,7 @@ if TYPE_CHECKING:
     from piecework.run.kind import Kind
     from piecework.run.news import News
     from piecework.store.contract import Decide, Store, Verb
-    from piecework.store.items import Claimed
+    from piecework.store.items import Aborting, Claimed
 
 _IN_FLIGHT_LIMIT = 500
 _AT_ONCE = 100
@@ -54,12 +68,32 @@ class Node:
         clock: Tells the time.
         news: Where statuses are announced.
         places: How many runs of the kind `piece` one space may have in flight: more would only wait here.
+        lease_seconds: How long what this node has is its own, where others can be nodes too and it says nothing more.
+        version: Of Piecework, for people who look.
+
+    Attributes:
+        ready: False while the store is full or away: what runs waits, nothing new is taken.
     """
 
     def __init__(
-        self, node_id: str, store: Store, kinds: Mapping[str, Kind], clock: Clock, news: News, *, places: int = 4
+        self,
+        node_id: str,
+        store: Store,
+        kinds: Mapping[str, Kind],
+        clock: Clock,
+        news: News,
+        *,
+        places: int = 4,
+        lease_seconds: float = 15,
+        version: str = "",
     ) -> None:
         self.node_id = node_id
+        self.ready = True
+        self._lease_seconds = lease_seconds
+        self._version = version
+        self._started_at = 0
+        self._workflows = b"[]"
+        self._ask_for_aborts = False
         self.news = news
         self._store = store
         self._kinds = kinds
@@ -72,6 +106,9 @@ class Node:
         self._claiming = asyncio.Lock()
         self._chores: set[asyncio.Task[Any]] = set()
         self._strays = False
+        self._served = ""
+        self._fruitless = 0
+        self._looked_at = 0.0
         self._loop_task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -85,8 +122,47 @@ class Node:
         """Whether it claims."""
         return self._loop_task is not None
 
+    async def catch_up(self) -> None:
+        """Says what is registered now and takes over what was left of it; goes on when the caller is cancelled."""
+        chore = asyncio.create_task(self._catch_up())
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
+        await asyncio.shield(chore)
+
+    async def _catch_up(self) -> None:
+        await self.register()
+        await self.take_over()
+        self.wake()
+
+    async def register(self) -> None:
+        """Says in the store that this node lives and what it has registered."""
+        self._workflows = encode([name for kind in self._kinds.values() for name in kind.versions()])
+        await self._store.run(renew, self.renewal(), no_decision, self._clock.now())
+
+    def beat(self) -> tuple[Verb, Renew, Decide]:
+        """What a heartbeat commits; called in a thread of its own."""
+        return renew, self.renewal(), no_decision
+
+    def renewal(self) -> Renew:
+        """What this node says of itself; where others can be nodes too, its word holds for the length of its lease."""
+        now = self._clock.now()
+        shared = self._store.shared
+        row = NodeRow(
+            node_id=self.node_id,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            version=self._version,
+            workflows=self._workflows,
+            started_at=self._started_at or now,
+            renewed_at=now,
+            expires_at=now + round(self._lease_seconds * SECOND) if shared else None,
+        )
+        self._started_at = row.started_at
+        return Renew(node=row, alone=not shared)
+
     async def start(self) -> int:
         """Takes over what dead owners left and begins to claim. Answers how many runs were taken over."""
+        await self.register()
         taken = await self.take_over()
         self._loop_task = asyncio.create_task(self._run(), name="piecework-node")
         return taken
@@ -98,6 +174,7 @@ class Node:
             runs = await self._claim(_AT_ONCE, orphans=True)
             taken += len(runs)
             if len(runs) < _AT_ONCE:
+                self._looked_at = self._clock.monotonic()
                 return taken
 
     def now(self) -> int:
@@ -107,6 +184,25 @@ class Node:
     def wake(self) -> None:
         """Makes the node look for due work now."""
         self._wanted.set()
+
+    def hear(self, topics: frozenset[str]) -> None:
+        """What other processes have told: wakes whoever it concerns. All look by themselves too."""
+        everything = "*" in topics
+        runs = [topic[4:] for topic in topics if topic.startswith("run:")]
+        if everything or "due" in topics:
+            self.wake()
+        if everything or runs:
+            self.news.look(None if everything or "*" in runs else runs)
+        if everything or any(topic.startswith(f"abort:{self.node_id}:") for topic in topics):
+            self._ask_for_aborts = True
+            self.wake()
+
+    def told_to_end(self, told: Aborting) -> None:
+        """Does what follows when a commit has told a run to end."""
+        if told.owner is None:
+            self.news.announce(told.run_id, Status.ABORTED)
+        elif told.owner == self.node_id:
+            self.abort(told.run_id, told.reason)
 
     def abort(self, run_id: str, reason: str) -> None:
         """Tells a run that is executing here, or was claimed this moment, to end."""
@@ -149,11 +245,13 @@ class Node:
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self._strays:
-            try:
+        try:
+            if self._strays:
                 await self._gather_strays()
-            except StoreError as error:  # the next node takes them over
-                signals.emit(signals.NODE_TROUBLE, level="error", what="giving runs back", error=error.message)
+            if self.started:
+                await self._store.run(leave, Leave(node_id=self.node_id), no_decision, self._clock.now())
+        except (StoreError, ClosedError) as error:  # the next node takes them over
+            signals.emit(signals.NODE_TROUBLE, level="error", what="giving runs back", error=error.message)
         self.news.close()
 
     async def commit(self, verb: Verb, item: Any, decide: Decide) -> Any:
@@ -166,11 +264,16 @@ class Node:
         pause = 0.1
         while True:
             try:
-                return await self._store.run(verb, item, decide, self._clock.now())
-            except StoreFullError as error:
-                signals.emit(signals.NODE_TROUBLE, level="error", what="store is full", error=error.message)
+                outcome = await self._store.run(verb, item, decide, self._clock.now())
+            except (StoreFullError, StoreUnavailableError) as error:
+                self.ready = False
+                what = "store is full" if isinstance(error, StoreFullError) else "store is away"
+                signals.emit(signals.NODE_TROUBLE, level="error", what=what, error=error.message)
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, 5.0)
+            else:
+                self.ready = True
+                return outcome
 
     async def _run(self) -> None:
         while not self._stopping:
@@ -178,33 +281,54 @@ class Node:
             try:
                 if self._strays:
                     await self._gather_strays()
+                await self._look_after_others()
                 moment = await self._work_and_look_ahead()
+                self.ready = True
             except ClosedError:
                 return
             except StoreError as error:
+                self._strays = True  # a claim whose reply was lost is ours, and nobody executes it
+                self.ready = not isinstance(error, StoreFullError | StoreUnavailableError)
                 signals.emit(signals.NODE_TROUBLE, level="error", what="claiming", error=error.message)
                 moment = self._clock.now() + round(_TROUBLE_PAUSE_SECONDS * SECOND)
             await self._sleep_until(moment)
 
     async def _work_and_look_ahead(self) -> int | None:
         """Claims all that is due and answers when there is more to do; None means: when somebody says so."""
+        asked_at, claimed = self._clock.now(), []
         while not self._stopping:
             asked_at = self._clock.now()
             room = min(_AT_ONCE, _IN_FLIGHT_LIMIT - len(self._flying))
             claimed = await self._claim(room) if room > 0 else []
             if len(claimed) < room or room <= 0:
                 break
-        rows = await self._store.read("next_due", {"known": self._known(), "full": self._full_spaces()})
+        rows = await self._store.read("next_due", {})
         moment: int | None = rows[0][0]
         if moment is not None and moment <= self._clock.now():
             if len(self._flying) >= _IN_FLIGHT_LIMIT:
                 return None
             woken = await self._store.run(due, None, decide_resume, self._clock.now())
             if woken or claimed or moment > asked_at:
+                self._fruitless = 0
                 self._wanted.set()
-            else:  # something is due that cannot be taken: never spin on it
-                moment = self._clock.now() + round(_TROUBLE_PAUSE_SECONDS * SECOND)
+            else:  # something is due that cannot be taken here: never spin on it
+                self._fruitless += 1
+                pause = min(_TROUBLE_PAUSE_SECONDS * 2 ** min(self._fruitless - 1, 10), _LONGEST_SLEEP_SECONDS)
+                moment = self._clock.now() + round(pause * SECOND)
         return moment
+
+    async def _look_after_others(self) -> None:
+        """Where there are other nodes: takes over from those whose lease has ended, asks for aborts told there."""
+        if not self._store.shared:
+            return
+        if self._clock.monotonic() - self._looked_at >= self._lease_seconds / 3:
+            self._ask_for_aborts = True
+            await self.take_over()
+        if self._ask_for_aborts:
+            self._ask_for_aborts = False
+            rows: list[Run] = await self._store.read("aborting_runs", {"owner": self.node_id}, Run)
+            for run in rows:
+                self.abort(run.run_id, run.abort_reason or "")
 
     async def _claim(self, limit: int, *, orphans: bool = False) -> list[Claimed]:
         """Claims and starts runs; a caller that is cancelled leaves no claimed run without its task."""
@@ -215,17 +339,26 @@ class Node:
 
     async def _claim_now(self, limit: int, *, orphans: bool) -> list[Claimed]:
         async with self._claiming:
+            known = self._known()
             item = Claim(
                 owner=self.node_id,
                 limit=limit,
-                known=self._known(),
-                orphans=orphans,
+                known=known,
+                after=self._served,
                 places=self._places,
                 taken=dict(self._in_space),
             )
-            claimed: list[Claimed] = await self._store.run(claim, item, decide_claim, self._clock.now())
+            theirs = TakeOver(owner=self.node_id, limit=limit, known=known)
+            claimed: list[Claimed] = await (
+                self._store.run(take_over, theirs, decide_claim, self._clock.now())
+                if orphans
+                else self._store.run(claim, item, decide_claim, self._clock.now())
+            )
             for entry in claimed:
                 self._start(entry)
+            if claimed and not orphans:
+                after = self._served
+                self._served = max((entry.run.space for entry in claimed), key=lambda space: (space <= after, space))
             return claimed
 
     def _start(self, entry: Claimed) -> None:
@@ -242,9 +375,6 @@ class Node:
 
     def _known(self) -> tuple[str, ...]:
         return tuple(f"{kind.name}:{name}" for kind in self._kinds.values() for name in kind.known())
-
-    def _full_spaces(self) -> list[str]:
-        return [space for space, count in self._in_space.items() if count >= self._places]
 
     def _done(self, flying: _Flying, task: asyncio.Task[None]) -> None:
         run = flying.run
@@ -314,7 +444,7 @@ class Node:
     async def _sleep_until(self, moment: int | None) -> None:
         if self._stopping or self._wanted.is_set():
             return
-        delay = _LONGEST_SLEEP_SECONDS
+        delay = self._lease_seconds / 3 if self._store.shared else _LONGEST_SLEEP_SECONDS
         if moment is not None:
             delay = min(delay, max(0.0, (moment - self._clock.now()) / SECOND))
         wanted = asyncio.ensure_future(self._wanted.wait())

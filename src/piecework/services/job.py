@@ -14,8 +14,9 @@ import msgspec
 
 from piecework.clock import micros
 from piecework.errors import CrashedError, NotFoundError, PieceworkError, describe
-from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle, encode
+from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle
 from piecework.run.lifecycle import ENDED, Status
+from piecework.run.parts import encode
 from piecework.store.items import Cleaned, CommitStage, Defer, NewEntry, Settle
 from piecework.store.verbs.runs import cleaned, commit_stage, settle
 from piecework.telemetry import signals
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from piecework.bus.event import Event
     from piecework.run.node import Node
-    from piecework.store.items import Accepting, Claimed, Progress, Route
-    from piecework.store.records import Run, Wait
+    from piecework.store.items import Claimed, Progress, Route
+    from piecework.store.records import EventRow, Run, Wait
 
 KIND = "job"
 
@@ -116,11 +117,15 @@ class Jobs:
         if name not in self._functions:
             raise NotFoundError.among("job", name, self._functions)
 
+    def versions(self) -> dict[str, str | None]:
+        """None: no event starts a job."""
+        return {}
+
     def routes(self, event: Event) -> list[Route]:  # noqa: ARG002 - jobs are not started by events
         """None: no event starts a job."""
         return []
 
-    def matches(self, wait: Wait, entry: Accepting) -> dict[str, Any] | None:  # noqa: ARG002 - jobs do not wait
+    def matches(self, wait: Wait, event: EventRow, payload: dict[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002 - jobs do not wait
         """None: a job waits for no event."""
         return None
 

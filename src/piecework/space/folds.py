@@ -10,18 +10,30 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from piecework.clock import SECOND
-from piecework.errors import NotFoundError, StaleEpochError
+from piecework.errors import NotFoundError, StaleEpochError, ValidationError
 from piecework.run.failure import backoff
-from piecework.run.folds import encode, write_entries
 from piecework.run.lifecycle import ENDED, Status, check_move
+from piecework.run.parts import encode, write_entries
 from piecework.run.schedule import next_run
-from piecework.store.items import FinishPiece, NewEntry, PieceFinished, Registered, RegisterPiece, RunPiece
+from piecework.store.items import (
+    FinishPiece,
+    NewEntry,
+    PieceFinished,
+    Registered,
+    RegisterPiece,
+    RunPiece,
+    SetDesired,
+)
 from piecework.store.records import Piece, Run, RunValue
 
 if TYPE_CHECKING:
     from piecework.store.draft import Draft
 
 KIND = "piece"
+ENABLED = "enabled"
+PAUSED = "paused"
+BROKEN = "broken"
+INTERRUPTED = "interrupted"
 
 
 def decide_register_piece(draft: Draft, item: RegisterPiece, now: int) -> Registered:
@@ -37,7 +49,7 @@ def decide_register_piece(draft: Draft, item: RegisterPiece, now: int) -> Regist
         integration=item.piece.integration,
         config=item.piece.config,
         every=item.piece.every,
-        desired="enabled",
+        desired=ENABLED,
         desired_reason=None,
         status="Re-initializing",
         consecutive_failures=0,
@@ -49,14 +61,36 @@ def decide_register_piece(draft: Draft, item: RegisterPiece, now: int) -> Regist
 
 def decide_run_piece(draft: Draft, item: RunPiece, now: int) -> str:
     """Makes the next update due now and answers its run's id; one that is under way is that run."""
-    piece = draft.find(Piece, item.space, item.piece_id)
-    if piece is None:
-        raise NotFoundError(
-            f"there is no piece {item.piece_id!r} in space {item.space!r}: `piecework pieces list` shows them",
-            space=item.space,
-            piece_id=item.piece_id,
+    return _bring_forward(draft, _known(draft, item.space, item.piece_id), item.run_id, now)
+
+
+def decide_set_desired(draft: Draft, item: SetDesired, now: int) -> bool:
+    """Pauses a piece, so that no update follows, or enables it, so that one is due now; answers whether that is new.
+
+    An update that is under way goes on to its end. One that was to come is gone; if it had begun it ends interrupted.
+    Enabling what is enabled, and has not stopped for good, changes nothing.
+
+    Raises:
+        NotFoundError: There is no such piece.
+        ValidationError: It is neither `enabled` nor `paused` that is wanted.
+    """
+    piece = _known(draft, item.space, item.piece_id)
+    if item.desired not in {ENABLED, PAUSED}:
+        raise ValidationError(
+            f"piece {item.piece_id!r} in space {item.space!r} cannot be {item.desired!r}: enabled and paused are there",
+            desired=item.desired,
         )
-    return _bring_forward(draft, piece, item.run_id, now)
+    same = piece.desired == item.desired
+    if item.desired == PAUSED:
+        left = _call_off(draft, piece, now)
+        if not (same and left is piece):
+            draft.put(replace(left, desired=PAUSED, desired_reason=item.reason, updated_at=now))
+        return not same
+    if same and piece.observed != BROKEN:
+        return False
+    wanted = replace(piece, desired=ENABLED, desired_reason=item.reason, consecutive_failures=0, updated_at=now)
+    _bring_forward(draft, wanted, item.run_id, now)
+    return True
 
 
 def decide_finish_piece(draft: Draft, item: FinishPiece, now: int) -> PieceFinished:
@@ -75,12 +109,40 @@ def decide_finish_piece(draft: Draft, item: FinishPiece, now: int) -> PieceFinis
     piece = _observed(piece, item, now)
     moment = _next_moment(piece, run, item, now)
     if moment is None:
-        piece = replace(piece, observed="broken", run_id=None, next_run_at=None)
+        piece = replace(piece, observed=BROKEN, run_id=None, next_run_at=None)
+    elif piece.desired == PAUSED:
+        moment, piece = None, replace(piece, run_id=None, next_run_at=None)
     else:
         piece = replace(piece, run_id=item.next_run_id, next_run_at=moment)
         _queue(draft, piece, item.next_run_id, moment, now)
     draft.put(piece)
     return PieceFinished(status=status, next_run_at=moment)
+
+
+def _known(draft: Draft, space: str, piece_id: str) -> Piece:
+    piece = draft.find(Piece, space, piece_id)
+    if piece is None:
+        raise NotFoundError(
+            f"there is no piece {piece_id!r} in space {space!r}: `piecework pieces list` shows them",
+            space=space,
+            piece_id=piece_id,
+        )
+    return piece
+
+
+def _call_off(draft: Draft, piece: Piece, now: int) -> Piece:
+    """The piece without the update that was to come; itself, where there is none or somebody has it."""
+    run = None if piece.run_id is None else draft.find(Run, piece.run_id)
+    if run is None or run.owner is not None or Status(run.status) in ENDED:
+        return piece
+    if run.status == Status.QUEUED:
+        draft.remove(Run, run.run_id)
+    else:  # given back by its owner: what it did so far stays in the history
+        status = check_move(run.run_id, run.status, Status.ABORTED)
+        told = encode({"outcome": INTERRUPTED, "reason": "the piece was paused"})
+        run = write_entries(draft, run, (NewEntry(type=f"run:{status}", payload=told),), now)
+        draft.put(replace(run, status=status, ended_at=now, cleaned=1, due_at=None, outcome=INTERRUPTED))
+    return replace(piece, run_id=None, next_run_at=None)
 
 
 def _end_run(draft: Draft, run: Run, item: FinishPiece, now: int) -> Status:
@@ -159,6 +221,7 @@ def _queue(draft: Draft, piece: Piece, run_id: str, due_at: int, now: int) -> No
         trigger_id="",
         pipeline_id="",
         slot_key=None,
+        place=None,
         key_value=piece.piece_id,
         space=piece.space,
         status=Status.QUEUED,

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from piecework.space.manager import Spaces
     from piecework.space.piece import PieceDefinition
     from piecework.store.contract import Store
-    from piecework.store.items import Accepting, Claimed, Route
-    from piecework.store.records import Wait
+    from piecework.store.items import Claimed, Route
+    from piecework.store.records import EventRow, Wait
 
 _log = logs.get_logger("piecework.user")
 
@@ -115,11 +115,15 @@ class PieceKind:
         """The integrations whose pieces run here."""
         return list(self._definitions)
 
+    def versions(self) -> dict[str, str | None]:
+        """None: no event starts an update."""
+        return {}
+
     def routes(self, event: Event) -> list[Route]:  # noqa: ARG002 - pieces are polled
         """None: pieces run by their schedule."""
         return []
 
-    def matches(self, wait: Wait, entry: Accepting) -> dict[str, Any] | None:  # noqa: ARG002 - pieces do not wait
+    def matches(self, wait: Wait, event: EventRow, payload: dict[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002 - pieces do not wait
         """None: a piece waits for no event."""
         return None
 
@@ -331,9 +335,10 @@ class PieceService:
         news = self._node.news.expect(run_id)
         try:
             info = await self._info(run_id)
-            if wait and info.ended_at is None:
-                await news
+            while wait and info.ended_at is None:
+                await self._node.news.after(news, 1.0 if self._store.shared else None)
                 info = await self._info(run_id)
+                news = self._node.news.expect(run_id)
         finally:
             news.cancel()
         return info

@@ -20,11 +20,16 @@ class Lock:
 
     record: type[Record]
     keys: Sequence[tuple[object, ...]]
+    share: bool = False
+    """Whether others may lock the rows for sharing too; nobody may change them meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Runs a named query (`sql/NAME.sql`) and answers its rows, as records when `into` names the class."""
+    """Runs a named query (`sql/NAME.sql`) and answers its rows, as records when `into` names the class.
+
+    An engine may have a text of its own, `sql/NAME.ENGINE.sql`, where the common one cannot say it.
+    """
 
     name: str
     params: dict[str, Any]
@@ -40,7 +45,11 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class InsertMissing:
-    """Inserts the rows whose `unique` column is not there yet and answers those, as the store has them."""
+    """Inserts the rows whose `unique` column is not there yet and answers those, as the store has them.
+
+    They are inserted in the order of that column, which is the order of locks; what the store numbers (`serial`) it
+    numbers in the order in which they were given.
+    """
 
     records: Sequence[Record]
     unique: str
@@ -69,8 +78,8 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteWhere:
-    """Runs a named deletion (`sql/NAME.sql`)."""
+class Change:
+    """Runs a named statement (`sql/NAME.sql`) that changes or deletes rows and answers nothing."""
 
     name: str
     params: dict[str, Any]
@@ -81,7 +90,18 @@ class StartAgain:
     """Rolls back and runs the verb anew: what was peeked at has changed."""
 
 
-Request: TypeAlias = Lock | Read | Insert | InsertMissing | Put | Update | Delete | DeleteWhere | StartAgain
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tells the other processes of this store, after the commit, what they may want to look at.
+
+    Nothing depends on its arrival: who waits looks by itself now and then. Topics: `due` (there is work to claim),
+    `inbox`, `pending` (events wait for their workflows), `run:ID` (a run paused or ended), `abort:OWNER:ID`.
+    """
+
+    topics: Sequence[str]
+
+
+Request: TypeAlias = Lock | Read | Insert | InsertMissing | Put | Update | Delete | Change | StartAgain | Tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +117,44 @@ Verb: TypeAlias = Callable[[Sequence[Any], Decide, int], Script]
 """A verb: called with a batch of items, the fold that decides each, and the moment; yields requests."""
 
 
+class Heartbeat(Protocol):
+    """What keeps saying that a node lives."""
+
+    async def start(self) -> None:
+        """Says it, and from now on again and again."""
+        ...
+
+    async def stop(self) -> None:
+        """Says it no more. Stopping twice is harmless."""
+        ...
+
+
+class Silence:
+    """The heartbeat of a store whose lock says it all."""
+
+    async def start(self) -> None:
+        """Nothing has to be said."""
+
+    async def stop(self) -> None:
+        """Nothing was said."""
+
+
 class Store(Protocol):
     """An engine. Every method may be called from the event loop that opened it."""
 
     @property
     def url(self) -> str:
         """Where it is, without secrets."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may be nodes of it at the same time; if not, a lock proves every other one dead."""
+        ...
+
+    @property
+    def clock_offset(self) -> int:
+        """What has to be added to this machine's wall clock to get the store's, in microseconds."""
         ...
 
     async def open(self) -> None:
@@ -112,6 +164,7 @@ class Store(Protocol):
             StoreLockedError: Another process is the node; the message names its pid.
             StoreFormatError: It is there but not ours; untouched.
             SchemaVersionError: It was written by a newer version; untouched.
+            StoreUnavailableError: It cannot be reached.
         """
         ...
 
@@ -131,10 +184,31 @@ class Store(Protocol):
 
         Raises:
             StoreError: It could not be written; nothing of the item was.
+            StoreUnavailableError: The store was lost in mid-commit and did not come back in time: whether the item was
+                written is unknown. Submitting it again is harmless.
             PieceworkError: What the decision raised for this item.
         """
         ...
 
     async def read(self, name: str, params: dict[str, Any], into: type[Record] | None = None) -> list[Any]:
         """Runs a named query outside of any verb, on a connection for readers."""
+        ...
+
+    def listen(self, hear: Callable[[frozenset[str]], None]) -> None:
+        """Has `hear` called on the loop with the topics that other processes have told.
+
+        An engine of one process never calls it. Where topics may have been missed it is called with `*`.
+        """
+        ...
+
+    def heartbeat(
+        self, beat: Callable[[], tuple[Verb, Any, Decide]], *, every_seconds: float, stall_seconds: float
+    ) -> Heartbeat:
+        """What renews a node's lease from a thread of its own, so that a briefly blocked loop loses nothing.
+
+        Args:
+            beat: Makes the verb that says so, its item and decision; called in that thread.
+            every_seconds: How often.
+            stall_seconds: After how long without a turn of the opener's loop it says nothing any more.
+        """
         ...

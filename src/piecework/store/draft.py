@@ -11,29 +11,35 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from piecework.errors import PieceworkError
 from piecework.store.contract import Delete, Failure, Insert, Put, Update
-from piecework.store.records import TABLES, Record
+from piecework.store.records import TABLES, Record, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from piecework.store.contract import Request
 
 R = TypeVar("R", bound=Record)
-_UNKNOWN = object()
-_Key = tuple[type[Record], tuple[object, ...]]
+_Key = tuple[object, ...]
+_Rows = dict[_Key, Record | None]
 
 
 class Draft:
-    """The rows of one batch, as loaded and as they shall become."""
+    """The rows of one batch, as loaded and as they shall become.
+
+    Attributes:
+        queues: Of each loaded slot the runs that wait in it, in their order, as far as they were loaded.
+    """
 
     def __init__(self) -> None:
-        self._before: dict[_Key, Record | None] = {}
-        self._after: dict[_Key, Record | None] = {}
+        self._before: dict[type[Record], _Rows] = {cls: {} for cls in TABLES}
+        self._after: dict[type[Record], _Rows] = {cls: {} for cls in TABLES}
+        self._of_run: dict[type[Record], dict[str, dict[_Key, None]]] = {cls: {} for cls in TABLES}
         self._appended: list[Record] = []
-        self._journal: list[tuple[_Key, Record | None, bool]] = []
+        self._journal: list[tuple[type[Record], _Key, Record | None, bool]] = []
+        self._places: dict[str, int] = {}
         self.queues: dict[str, list[str]] = {}
 
-    def load(self, cls: type[R], keys: Iterable[tuple[object, ...]], rows: Iterable[R]) -> None:
+    def load(self, cls: type[R], keys: Iterable[_Key], rows: Iterable[R]) -> None:
         """Makes rows known. A key without a row is known to be missing; what was known already stays.
 
         Args:
@@ -41,10 +47,13 @@ class Draft:
             keys: All the keys that were asked for.
             rows: What was found.
         """
+        before = self._before[cls]
         for row in rows:
-            self._before.setdefault((cls, row.identity()), row)
+            key = row.identity()
+            if before.setdefault(key, row) is row:
+                self._index(cls, key, row)
         for key in keys:
-            self._before.setdefault((cls, key), None)
+            before.setdefault(key, None)
 
     def find(self, cls: type[R], *key: object) -> R | None:
         """The row as it stands now, or None when there is none.
@@ -52,12 +61,13 @@ class Draft:
         Raises:
             LookupError: The key was never loaded: the verb forgot to.
         """
-        address = (cls, key)
-        if address in self._after:
-            return self._after[address]  # type: ignore[return-value]  # the address holds the class
-        if address not in self._before:
+        after = self._after[cls]
+        if key in after:
+            return after[key]  # type: ignore[return-value]  # the table holds rows of its class
+        before = self._before[cls]
+        if key not in before:
             raise LookupError(f"{cls.__name__} {key} was not loaded into the draft")
-        return self._before[address]  # type: ignore[return-value]  # as above
+        return before[key]  # type: ignore[return-value]  # as above
 
     def get(self, cls: type[R], *key: object) -> R:
         """The row as it stands now.
@@ -70,85 +80,118 @@ class Draft:
             raise LookupError(f"there is no {cls.__name__} {key}")
         return row
 
+    def knows(self, cls: type[Record], *key: object) -> bool:
+        """Whether a key was loaded or added."""
+        return key in self._after[cls] or key in self._before[cls]
+
     def all(self, cls: type[R]) -> list[R]:
         """Every row of a class that is loaded or was added, as it stands now."""
-        addresses = dict.fromkeys([*self._before, *self._after])
-        rows = (self._after.get(a, self._before.get(a)) for a in addresses if a[0] is cls)
-        return [row for row in rows if row is not None]  # type: ignore[misc]  # filtered by class above
+        rows = (self.find(cls, *key) for key in dict.fromkeys([*self._before[cls], *self._after[cls]]))
+        return [row for row in rows if row is not None]
+
+    def of_run(self, cls: type[R], run_id: str) -> list[R]:
+        """The rows of a class that belong to one run, as they stand now."""
+        rows = (self.find(cls, *key) for key in self._of_run[cls].get(run_id, ()))
+        return [row for row in rows if row is not None]
 
     def put(self, record: Record) -> None:
         """Replaces a loaded row, or fills a key that is known to be missing."""
-        address = (type(record), record.identity())
-        if address not in self._before and address not in self._after:
-            raise LookupError(f"{type(record).__name__} {address[1]} was not loaded into the draft")
-        self._note(address)
-        self._after[address] = record
+        cls, key = type(record), record.identity()
+        if not self.knows(cls, *key):
+            raise LookupError(f"{cls.__name__} {key} was not loaded into the draft")
+        self._set(cls, key, record)
 
     def add(self, record: Record) -> None:
-        """Adds a row whose key cannot exist yet (a fresh id)."""
-        address = (type(record), record.identity())
-        self._before.setdefault(address, None)
-        self._note(address)
-        self._after[address] = record
+        """Adds a row whose key cannot exist yet (a fresh id), or replaces what stands there."""
+        cls, key = type(record), record.identity()
+        self._before[cls].setdefault(key, None)
+        self._set(cls, key, record)
 
     def remove(self, cls: type[Record], *key: object) -> None:
         """Deletes a row; one that is not there is no error."""
-        address = (cls, key)
-        self._note(address)
-        self._after[address] = None
+        self._set(cls, key, None)
 
     def append(self, record: Record) -> None:
-        """Adds a row to a table that only grows."""
+        """Adds a row to a table that only grows, or replaces one whose key is there."""
         self._appended.append(record)
 
-    def _note(self, address: _Key) -> None:
-        self._journal.append((address, self._after.get(address), address in self._after))
+    def next_in_queue(self, slot_key: str) -> str | None:
+        """The run that has waited longest in a slot, as far as the queue was loaded; each is answered once."""
+        place = self._places.get(slot_key, 0)
+        queue = self.queues.get(slot_key, ())
+        if place >= len(queue):
+            return None
+        self._places[slot_key] = place + 1
+        return queue[place]
 
     def fold(self, items: Sequence[Any], decide: Callable[[Draft, Any, int], Any], now: int) -> list[Any]:
         """Decides the items in order; an item whose decision raises leaves nothing behind and yields a `Failure`."""
         outcomes: list[Any] = []
         for item in items:
             self._journal.clear()
-            grown = len(self._appended)
-            queues = {key: list(ids) for key, ids in self.queues.items()} if self.queues else {}
+            grown, places = len(self._appended), dict(self._places)
             try:
                 outcomes.append(decide(self, item, now))
             except (PieceworkError, LookupError, ValueError, TypeError) as error:
-                for address, row, there in reversed(self._journal):
+                for cls, key, row, there in reversed(self._journal):
                     if there:
-                        self._after[address] = row
+                        self._after[cls][key] = row
                     else:
-                        del self._after[address]
+                        del self._after[cls][key]
                 del self._appended[grown:]
-                self.queues = queues
+                self._places = places
                 outcomes.append(Failure(error))
         return outcomes
 
+    def changed(self, cls: type[R]) -> Iterator[tuple[R | None, R | None]]:
+        """Rows that differ from what was loaded, each as (before, after)."""
+        before = self._before[cls]
+        for key, row in self._after[cls].items():
+            was = before.get(key)
+            if row is not was:
+                yield was, row  # type: ignore[misc]  # the table holds rows of its class
+
     def write(self) -> Generator[Request, Any, None]:
         """Yields the requests that make the difference durable, tables in their fixed order."""
-        inserts: dict[type[Record], list[Record]] = {}
-        updates: dict[type[Record], list[Record]] = {}
-        deletes: dict[type[Record], list[tuple[object, ...]]] = {}
-        for address, row in self._after.items():
-            before = self._before.get(address, _UNKNOWN)
-            if row is before:
-                continue
-            cls, key = address
-            if row is None:
-                deletes.setdefault(cls, []).append(key)
-            elif before is None:
-                inserts.setdefault(cls, []).append(row)
-            else:
-                updates.setdefault(cls, []).append(row)
-        puts: dict[type[Record], list[Record]] = {}
-        for row in self._appended:
-            puts.setdefault(type(row), []).append(row)
+        appended: dict[type[Record], list[Record]] = {}
+        for record in self._appended:
+            appended.setdefault(type(record), []).append(record)
         for cls in TABLES:
-            if cls in deletes:
-                yield Delete(cls, deletes[cls])
-            if cls in updates:
-                yield Update(updates[cls])
-            if cls in inserts:
-                yield Insert(inserts[cls])
-            if cls in puts:
-                yield Put(puts[cls])
+            after = self._after[cls]
+            if after:
+                yield from self._write_table(cls, after)
+            if cls in appended:
+                yield Put(appended[cls])
+
+    def _write_table(self, cls: type[Record], after: _Rows) -> Generator[Request, Any, None]:
+        before = self._before[cls]
+        inserts: list[Record] = []
+        updates: list[Record] = []
+        deletes: list[_Key] = []
+        for key, row in after.items():
+            was = before.get(key)
+            if row is None:
+                if key not in before or was is not None:
+                    deletes.append(key)
+            elif was is None:
+                inserts.append(row)
+            elif row is not was and row != was:
+                updates.append(row)
+        if deletes:
+            yield Delete(cls, deletes)
+        if updates:
+            yield Update(updates)
+        if inserts:
+            yield Insert(inserts)
+
+    def _set(self, cls: type[Record], key: _Key, row: Record | None) -> None:
+        after = self._after[cls]
+        self._journal.append((cls, key, after.get(key), key in after))
+        after[key] = row
+        if row is not None:
+            self._index(cls, key, row)
+
+    def _index(self, cls: type[Record], key: _Key, row: Record) -> None:
+        run_id = getattr(row, "run_id", None)
+        if run_id is not None and cls is not Run:
+            self._of_run[cls].setdefault(run_id, {})[key] = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from piecework.store.records import EventRow, Piece, Run, Slot, Wait
+    from piecework.store.records import EventRow, Fanout, NodeRow, Piece, Run, Slot, Wait
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,8 @@ class NewEntry(Item, frozen=True, kw_only=True):
 class Route(Item, frozen=True, kw_only=True):
     """A trigger that an event matches: what its run would be. `run_id` is made before sending, so a repeat is known.
 
-    `refused` says why it cannot start one although it matches.
+    `patch` is what a signal would carry where the mode signals; `refused` says why it cannot start a run although it
+    matches.
     """
 
     kind: str
@@ -37,30 +38,48 @@ class Route(Item, frozen=True, kw_only=True):
     slot: Slot
     key: str | None
     version: str | None
+    patch: bytes | None = None
     refused: str | None = None
 
 
 class Accept(Item, frozen=True, kw_only=True):
-    """A new event with the triggers that it matches."""
+    """A new event with the triggers that it matches.
+
+    `known` names the workflows, with their versions, that whoever accepts it has evaluated: for every other one that
+    was registered for the event's type, and for newer versions of these, it stays pending. `inbox_seq` is its row in
+    the inbox, when it came from there.
+    """
 
     event: EventRow
     payload: dict[str, Any]
     routes: tuple[Route, ...]
+    known: dict[str, str | None] = {}
+    inbox_seq: int | None = None
 
 
 class Accepting(Item, frozen=True, kw_only=True):
-    """What the fold of `accept` sees: the item, the stored event, and the waits that it may match."""
+    """What the fold of `accept` sees.
+
+    Attributes:
+        item: What was asked.
+        event: As it is stored.
+        waits: That it may match, as far as one commit goes.
+        pending: Workflows that others have to decide about.
+        rest: Where its fan-out goes on, if it does.
+    """
 
     item: Accept
     event: EventRow
     waits: tuple[Wait, ...]
+    pending: tuple[str, ...] = ()
+    rest: Fanout | None = None
 
 
 class DispatchResult(Item, frozen=True, kw_only=True):
     """What became of an event at one trigger or one waiting run.
 
     Attributes:
-        outcome: started, queued, dropped, rejected, resumed, buffered or duplicate.
+        outcome: started, queued, dropped, rejected, signalled, replaced, resumed, buffered, pending or duplicate.
         workflow_id: Whose.
         trigger_id: Of which trigger; empty where a waiting run was resumed.
         run_id: The run that it started, queued or resumed.
@@ -76,20 +95,89 @@ class DispatchResult(Item, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class Aborting(Item, frozen=True, kw_only=True):
+    """A run that this decision tells to end, and who has it: None where it has ended with it."""
+
+    run_id: str
+    reason: str
+    owner: str | None
+
+
 class Accepted(Item, frozen=True, kw_only=True):
-    """The outcome of `accept`: where the event went, or where it had gone when it is a duplicate."""
+    """The outcome of `accept`: where the event went, or where it had gone when it is a duplicate.
+
+    Attributes:
+        event_id: Its id.
+        seq: Its number.
+        duplicate: Whether an event of that id had come before.
+        dispatched: What became of it.
+        aborting: The runs that it replaces, or that it displaced from a queue.
+        more: Whether its fan-out goes on in further commits.
+    """
 
     event_id: str
     seq: int
     duplicate: bool
     dispatched: tuple[DispatchResult, ...]
+    aborting: tuple[Aborting, ...] = ()
+    more: bool = False
+
+
+class Dispatch(Item, frozen=True, kw_only=True):
+    """A pending event that a node of the workflow's version has evaluated."""
+
+    event_seq: int
+    workflow_id: str
+    version: str | None
+    routes: tuple[Route, ...]
+
+
+class Dispatching(Item, frozen=True, kw_only=True):
+    """What the fold of `dispatch` sees."""
+
+    item: Dispatch
+    event: EventRow
+
+
+class Dispatched(Item, frozen=True, kw_only=True):
+    """The outcome of `dispatch`; not decided when somebody else was faster, or has to do it."""
+
+    decided: bool
+    dispatched: tuple[DispatchResult, ...] = ()
+    aborting: tuple[Aborting, ...] = ()
+
+
+class ContinueFanout(Item, frozen=True, kw_only=True):
+    """The next part of an event's fan-out."""
+
+    event_seq: int
+
+
+class FanningOut(Item, frozen=True, kw_only=True):
+    """What the fold of `continue_fanout` sees: like `Accepting`, without triggers."""
+
+    event: EventRow
+    payload: dict[str, Any]
+    waits: tuple[Wait, ...]
+    rest: Fanout | None
+
+
+class FannedOut(Item, frozen=True, kw_only=True):
+    """The outcome of `continue_fanout`."""
+
+    dispatched: tuple[DispatchResult, ...]
+    more: bool
 
 
 class Enqueue(Item, frozen=True, kw_only=True):
-    """A run that no event asked for: a job, an invoked pipeline. The same `run_id` twice is one run."""
+    """A run that no event asked for: a job, an invoked pipeline. The same `run_id` twice is one run.
+
+    `occurrence` names what may happen only once: a second run of it is not made, the first one's id is answered.
+    """
 
     run: Run
     args: bytes
+    occurrence: str | None = None
 
 
 class Enqueued(Item, frozen=True, kw_only=True):
@@ -102,16 +190,32 @@ class Enqueued(Item, frozen=True, kw_only=True):
 class Claim(Item, frozen=True, kw_only=True):
     """A node's wish for work of the kinds and names that it knows, as `kind:name`.
 
-    `orphans` takes over what dead owners had instead of what is due. A space gets at most `places` updates of its
-    pieces at a time, less those that it has `taken`: more would only wait at the node, in the way of others.
+    Spaces are served in turn, those behind `after` first. A space gets at most `places` updates of its pieces at a
+    time, less those that it has `taken`: more would only wait at the node, in the way of others.
     """
 
     owner: str
     limit: int
     known: tuple[str, ...]
-    orphans: bool = False
+    after: str = ""
     places: int = 4
     taken: dict[str, int] = {}
+
+
+class TakeOver(Item, frozen=True, kw_only=True):
+    """A node's wish for what owners have that are gone, or whose lease has ended."""
+
+    owner: str
+    limit: int
+    known: tuple[str, ...]
+
+
+class Taking(Item, frozen=True, kw_only=True):
+    """What the folds of `claim` and `take_over` see: who wants which run, and who had it when it was looked at."""
+
+    owner: str
+    run_id: str
+    had: str | None = None
 
 
 class Claimed(Item, frozen=True, kw_only=True):
@@ -121,6 +225,7 @@ class Claimed(Item, frozen=True, kw_only=True):
     event: EventRow | None
     values: dict[str, bytes]
     piece: Piece | None = None
+    signals: tuple[tuple[int, bytes], ...] = ()
 
 
 class Continue(Item, frozen=True, kw_only=True):
@@ -144,23 +249,31 @@ class Defer(Item, frozen=True, kw_only=True):
 
 
 class CommitStage(Item, frozen=True, kw_only=True):
-    """The end of a stage: its state, its timeline, and what comes next, in one commit."""
+    """The end of a stage: its state, its timeline, and what comes next, in one commit.
+
+    `signalled` is the number of the last signal that the state holds, 0 when there is none.
+    """
 
     run_id: str
     epoch: int
     visit: int
     state: bytes
+    signalled: int = 0
     entries: tuple[NewEntry, ...] = ()
     then: Continue | Park | Defer
 
 
 class Progress(Item, frozen=True, kw_only=True):
-    """The outcome of `commit_stage`: continued, parked, deferred, resumed (with the patch to merge) or aborted."""
+    """The outcome of `commit_stage`: continued, parked, deferred, resumed (with the patch to merge) or aborted.
+
+    `signals` are those, each with its number, that the next state has to hold.
+    """
 
     outcome: str
     decision: int
     patch: bytes | None = None
     reason: str | None = None
+    signals: tuple[tuple[int, bytes], ...] = ()
 
 
 class Settle(Item, frozen=True, kw_only=True):
@@ -184,19 +297,46 @@ class Cleaned(Item, frozen=True, kw_only=True):
 
 
 class Resume(Item, frozen=True, kw_only=True):
-    """Somebody resumes a paused run. `reason` is manual, event or timeout."""
+    """Somebody resumes a paused run. `reason` is manual, event or timeout; `token` makes a repeat known."""
 
     run_id: str
     reason: str
     patch: dict[str, Any] = {}
     stage: str | None = None
+    token: str | None = None
+
+
+class Unresume(Item, frozen=True, kw_only=True):
+    """A run that was woken could not go on: it is paused again and woken once more at `due_at`, with the same patch."""
+
+    run_id: str
+    epoch: int
+    due_at: int
+    error: str | None = None
+
+
+class SendSignal(Item, frozen=True, kw_only=True):
+    """Somebody sends a patch to an unended run; `token` makes a repeat known."""
+
+    run_id: str
+    patch: bytes
+    token: str | None = None
+
+
+class Signalled(Item, frozen=True, kw_only=True):
+    """The outcome of `signal`: live where the run is running, stored where it is to run later; its owner if any."""
+
+    delivered: str
+    number: int
+    owner: str | None = None
 
 
 class Abort(Item, frozen=True, kw_only=True):
-    """Somebody ends a run."""
+    """Somebody ends a run; `token` makes a repeat known."""
 
     run_id: str
     reason: str
+    token: str | None = None
 
 
 class Aborted(Item, frozen=True, kw_only=True):
@@ -234,6 +374,73 @@ class Append(Item, frozen=True, kw_only=True):
     attempt: int
     first: int
     entries: tuple[NewEntry, ...]
+
+
+class Renew(Item, frozen=True, kw_only=True):
+    """A node says that it lives. `alone`: nobody else can be a node of this store, so every other one is dead."""
+
+    node: NodeRow
+    alone: bool = False
+
+
+class Leave(Item, frozen=True, kw_only=True):
+    """A node says that it stops: what it still has may be taken over at once."""
+
+    node_id: str
+
+
+class RegisterRoutes(Item, frozen=True, kw_only=True):
+    """A workflow is registered for event types."""
+
+    workflow_id: str
+    version: str | None
+    event_types: tuple[str, ...]
+
+
+class RetireWorkflow(Item, frozen=True, kw_only=True):
+    """No more events for a workflow, unless a node other than `node_id` has it."""
+
+    workflow_id: str
+    node_id: str | None = None
+
+
+class Retired(Item, frozen=True, kw_only=True):
+    """The outcome of `retire_workflow`: the nodes that still have it; where there are none, how much was dropped."""
+
+    nodes: tuple[str, ...]
+    dropped: int
+
+
+class RaiseLimit(Item, frozen=True, kw_only=True):
+    """New numbers for the slots of a workflow, those behind `after` first; `like` carries them."""
+
+    like: Slot
+    after: str = ""
+    limit: int = 100
+
+
+class Raised(Item, frozen=True, kw_only=True):
+    """The outcome of `raise_limit`: how many runs start, and the last slot looked at where there may be more."""
+
+    started: int
+    last: str | None
+
+
+class Retain(Item, frozen=True, kw_only=True):
+    """What history may go: ended runs, event ids for duplicates, empty slots, each from before a moment."""
+
+    before: int
+    limit: int = 500
+
+
+class SetDesired(Item, frozen=True, kw_only=True):
+    """Somebody wants a piece enabled or paused; `run_id` is used where an update has to be queued."""
+
+    space: str
+    piece_id: str
+    desired: str
+    reason: str | None
+    run_id: str
 
 
 class RegisterPiece(Item, frozen=True, kw_only=True):

@@ -5,9 +5,14 @@ A run row stays small, because every decision rewrites it: payloads, states and 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from functools import cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -16,21 +21,30 @@ class Record(msgspec.Struct, frozen=True):
     Attributes:
         table: The table's name.
         key: The columns of its primary key.
+        serial: The column that the store numbers in order of arrival; None in a row that it has not seen.
     """
 
     table: ClassVar[str]
     key: ClassVar[tuple[str, ...]]
+    serial: ClassVar[str | None] = None
 
     def identity(self) -> tuple[object, ...]:
         """The values of the primary key."""
-        return tuple(getattr(self, name) for name in self.key)
+        return _key_of(type(self))(self)
+
+
+@cache
+def _key_of(record: type[Record]) -> Callable[[Record], tuple[object, ...]]:
+    get = attrgetter(*record.key)
+    return get if len(record.key) > 1 else lambda row: (get(row),)
 
 
 class EventRow(Record, frozen=True):
-    """An accepted event; `seq` is the order of acceptance, None until the store has given it."""
+    """An accepted event. Its id is cleared when duplicates of it are no longer looked for."""
 
     table: ClassVar[str] = "events"
     key: ClassVar[tuple[str, ...]] = ("seq",)
+    serial: ClassVar[str | None] = "seq"
 
     seq: int | None
     event_id: str | None
@@ -40,8 +54,110 @@ class EventRow(Record, frozen=True):
     accepted_at: int
 
 
+class Inbox(Record, frozen=True):
+    """An event published inside somebody's own transaction: a node accepts it once that has committed.
+
+    It shares no unique column with `events`, so two transactions never wait for each other here.
+    """
+
+    table: ClassVar[str] = "event_inbox"
+    key: ClassVar[tuple[str, ...]] = ("inbox_seq",)
+    serial: ClassVar[str | None] = "inbox_seq"
+
+    inbox_seq: int | None
+    event_id: str
+    type: str
+    space: str | None
+    payload: bytes
+    published_at: int
+
+
+class WorkflowRow(Record, frozen=True):
+    """A workflow that was registered and not retired: what stands between its registrations and its events.
+
+    `version` is the newest that was registered; a node of an older one decides nothing for it.
+    """
+
+    table: ClassVar[str] = "workflows"
+    key: ClassVar[tuple[str, ...]] = ("workflow_id",)
+
+    workflow_id: str
+    version: str | None
+    registered_at: int
+
+
+class RouteRow(Record, frozen=True):
+    """An event type that a workflow was registered for: its events find it also where no node has it just now.
+
+    `version` is its workflow's.
+    """
+
+    table: ClassVar[str] = "routes"
+    key: ClassVar[tuple[str, ...]] = ("event_type", "workflow_id")
+
+    event_type: str
+    workflow_id: str
+    version: str | None
+    registered_at: int
+
+
+class Fanout(Record, frozen=True):
+    """An event that more runs wait for than one commit wakes: the rest begins behind `probe`, `wait_id`."""
+
+    table: ClassVar[str] = "fanouts"
+    key: ClassVar[tuple[str, ...]] = ("event_seq",)
+
+    event_seq: int
+    probe: str
+    wait_id: str
+
+
+class Occurrence(Record, frozen=True):
+    """Something that may happen once (a job at its moment, under a key of the user's), and the run that it became."""
+
+    table: ClassVar[str] = "occurrences"
+    key: ClassVar[tuple[str, ...]] = ("occurrence",)
+
+    occurrence: str
+    run_id: str
+    created_at: int
+
+
+class NodeRow(Record, frozen=True):
+    """A process that runs runs. Its lease ends at `expires_at`; None where a lock stands for the lease.
+
+    `workflows` is the JSON list of those that it has registered.
+    """
+
+    table: ClassVar[str] = "nodes"
+    key: ClassVar[tuple[str, ...]] = ("node_id",)
+
+    node_id: str
+    pid: int
+    host: str
+    version: str
+    workflows: bytes
+    started_at: int
+    renewed_at: int
+    expires_at: int | None
+
+
+class Space(Record, frozen=True):
+    """A tenant. `next_due` is no later than the earliest due time of its runs; None where nothing is due."""
+
+    table: ClassVar[str] = "spaces"
+    key: ClassVar[tuple[str, ...]] = ("space",)
+
+    space: str
+    next_due: int | None
+    weight: int = 1
+
+
 class Delivery(Record, frozen=True):
-    """What became of an event at one trigger, or at one run that waited for it (then `trigger_id` is empty)."""
+    """What became of an event at one trigger, or at one run that waited for it (then `trigger_id` is empty).
+
+    `pending` (trigger and run empty): a node that has the workflow's newest version has still to decide.
+    """
 
     table: ClassVar[str] = "deliveries"
     key: ClassVar[tuple[str, ...]] = ("event_seq", "workflow_id", "trigger_id", "run_id")
@@ -55,7 +171,12 @@ class Delivery(Record, frozen=True):
 
 
 class Slot(Record, frozen=True):
-    """The room that one key of one workflow has for runs; all that admission needs stands here."""
+    """The room that one key of one workflow has for runs; all that admission needs stands here.
+
+    `live` counts started, unended runs, `paused` those of them that are paused, `closing` ended ones that are not clean
+    yet. `admitted` numbers the runs in the order of admission. The two run ids are kept by modes of one run at a time:
+    the one that has the place, and the one that gets it next.
+    """
 
     table: ClassVar[str] = "slots"
     key: ClassVar[tuple[str, ...]] = ("slot_key",)
@@ -63,6 +184,7 @@ class Slot(Record, frozen=True):
     slot_key: str
     workflow_id: str
     mode: str
+    on_busy: str
     concurrency: int
     capacity: int
     hold_while_paused: int
@@ -70,14 +192,20 @@ class Slot(Record, frozen=True):
     queued: int = 0
     closing: int = 0
     paused: int = 0
+    admitted: int = 0
+    active_run_id: str | None = None
+    pending_run_id: str | None = None
 
 
 class Run(Record, frozen=True):
     """One piece of work of any kind.
 
-    `workflow_id` is the workflow's id, the job's name or the piece's integration; `key` is the slot's key or the
-    piece's id. `due_at` is set while the run may be claimed; `owner` while a node has it; `visit` counts committed
-    stages, `decision` timeline entries, `epoch` claims: a write of a superseded epoch is refused.
+    `workflow_id` is the workflow's id, the job's name or the piece's integration; `key_value` is the slot's key or the
+    piece's id. `place` is its number in the slot's queue. `due_at` is set while the run may be claimed; `owner` while a
+    node has it; `visit` counts committed stages, `decision` timeline entries, `epoch` claims: a write of a superseded
+    epoch is refused. `patched` says that the patch of a resume is kept until its stage commits, `signals` how many were
+    sent and are not in a checkpoint, `told` names the last call from outside that had an effect: its repeat is known
+    by it.
     """
 
     table: ClassVar[str] = "runs"
@@ -89,6 +217,7 @@ class Run(Record, frozen=True):
     trigger_id: str
     pipeline_id: str
     slot_key: str | None
+    place: int | None
     key_value: str | None
     space: str
     status: str
@@ -101,6 +230,8 @@ class Run(Record, frozen=True):
     decision: int = 0
     attempt: int = 0
     resume_count: int = 0
+    patched: int = 0
+    signals: int = 0
     cleaned: int = 0
     due_at: int | None = None
     expires_at: int | None = None
@@ -109,6 +240,7 @@ class Run(Record, frozen=True):
     paused_at: int | None = None
     ended_at: int | None = None
     abort_reason: str | None = None
+    told: str | None = None
     waiting_for: str | None = None
     outcome: str | None = None
     error: str | None = None
@@ -145,6 +277,18 @@ class Wait(Record, frozen=True):
     timeout: int | None
     max_buffer: int
     registered_at: int
+
+
+class Signal(Record, frozen=True):
+    """A patch that somebody sent to an unended run; it goes when a checkpoint holds it."""
+
+    table: ClassVar[str] = "signals"
+    key: ClassVar[tuple[str, ...]] = ("run_id", "number")
+
+    run_id: str
+    number: int
+    patch: bytes
+    sent_at: int
 
 
 class Buffered(Record, frozen=True):
@@ -203,5 +347,23 @@ class Piece(Record, frozen=True):
     updated_at: int
 
 
-TABLES: tuple[type[Record], ...] = (EventRow, Slot, Run, RunValue, Wait, Buffered, Delivery, Entry, Piece)
+TABLES: tuple[type[Record], ...] = (
+    EventRow,
+    Inbox,
+    Fanout,
+    Occurrence,
+    Slot,
+    Run,
+    RunValue,
+    Wait,
+    Buffered,
+    Signal,
+    Delivery,
+    Entry,
+    Piece,
+    WorkflowRow,
+    RouteRow,
+    NodeRow,
+    Space,
+)
 """Every table, in the order in which a transaction writes them."""

@@ -135,18 +135,18 @@ class ClaimPromises:
         (taken,) = await verbs.claim("node-2", orphans=True)
         before = (await verbs.run(old.run_id), await verbs.timeline(old.run_id), await verbs.values(old.run_id))
         with pytest.raises(StaleEpochError, match=old.run_id):
-            await _write(verbs, write, old)
+            await late_write(verbs, write, old)
         assert before == (await verbs.run(old.run_id), await verbs.timeline(old.run_id), await verbs.values(old.run_id))
         assert taken.run == before[0]
 
-    @pytest.mark.parametrize("write", ["continue", "park", "defer", "settle", "register"])
+    @pytest.mark.parametrize("write", ["continue", "park", "defer", "settle", "register", "unresume"])
     async def test_an_owner_that_let_go_can_write_nothing(self, verbs: Verbs, write: str) -> None:
         """Who has released a run has no say in it any more, even before somebody else claims it."""
         run = await verbs.running()
         await verbs.release(run)
         before = await verbs.run(run.run_id)
         with pytest.raises(StaleEpochError, match=run.run_id):
-            await _write(verbs, write, run)
+            await late_write(verbs, write, run)
         assert await verbs.run(run.run_id) == before
 
     async def test_a_superseded_update_can_write_nothing(self, verbs: Verbs) -> None:
@@ -182,7 +182,8 @@ async def _again(verbs: Verbs, run_id: str) -> Run:
     return claimed.run
 
 
-async def _write(verbs: Verbs, write: str, run: Run) -> None:
+async def late_write(verbs: Verbs, write: str, run: Run) -> None:
+    """One of the writes of an owner, by its name, with what the owner knew of the run."""
     match write:
         case "continue":
             await verbs.end_stage(run, Continue(stage="next"))
@@ -198,5 +199,7 @@ async def _write(verbs: Verbs, write: str, run: Run) -> None:
             await verbs.register(run, waits(run.run_id))
         case "release":
             await verbs.release(run)
+        case "unresume":
+            await verbs.unresume(run)
         case _:
             await verbs.append(run, "late")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -16,11 +16,10 @@ from piecework.store.contract import Failure
 from piecework.store.records import EventRow
 from piecework.store.verbs.accept import accept
 from piecework.store.verbs.runs import enqueue
-from piecework.testing.verbs import decide_accept, event, job, route, slot, transient
+from piecework.testing.verbs import decide_accept, event, job, refusing, route, slot, transient
 
 if TYPE_CHECKING:
-    from piecework.store.draft import Draft
-    from piecework.store.items import Accepted, Accepting
+    from piecework.store.items import Accepted
     from piecework.testing.verbs import Verbs
 
 
@@ -109,14 +108,14 @@ class EventPromises:
     async def test_accept_a_bad_item_leaves_its_neighbours_alone(self, verbs: Verbs) -> None:
         """An event whose decision fails is refused alone; the others of its batch are accepted."""
         batch = [event(event_id=name, routes=[route(slot(name))]) for name in ("e-1", "e-2", "e-3")]
-        first, second, third = await verbs.together(accept, batch, _refuse("e-2"))
+        first, second, third = await verbs.together(accept, batch, refusing("e-2"))
         assert isinstance(second, Failure)
         assert (first.dispatched[0].outcome, third.dispatched[0].outcome) == ("started", "started")
 
     async def test_accept_a_refused_event_can_come_again(self, verbs: Verbs) -> None:
         """Nothing of a refused event is stored, so publishing it again is no duplicate."""
         with pytest.raises(ConflictError):
-            await verbs.do(accept, event(event_id="e-2"), _refuse("e-2"))
+            await verbs.do(accept, event(event_id="e-2"), refusing("e-2"))
         again = await verbs.accept(event(event_id="e-2", routes=[route(slot())]))
         assert (again.duplicate, again.dispatched[0].outcome) == (False, "started")
 
@@ -164,15 +163,3 @@ class EventPromises:
         again = await verbs.enqueue(job(run_id, args=b'{"n":3}'))
         assert [first.duplicate, second.duplicate, again.duplicate] == [False, True, True]
         assert await verbs.values(run_id) == {"args": {"n": 1}}
-
-
-def _refuse(event_id: str) -> Any:
-    """A decision that cannot be made for one event."""
-
-    def decide(draft: Draft, entry: Accepting, now: int) -> Accepted:
-        outcome = decide_accept(draft, entry, now)
-        if entry.event.event_id == event_id:
-            raise ConflictError(f"event {event_id} cannot be decided")
-        return outcome
-
-    return decide

@@ -10,158 +10,44 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from piecework.errors import ConflictError
 from piecework.ids import new_id
-from piecework.run import folds
-from piecework.run.lifecycle import Status
+from piecework.run import folds, folds_events, folds_nodes
 from piecework.space import folds as piece_folds
 from piecework.store import items
-from piecework.store.records import Entry, EventRow, Piece, Run, RunValue, Slot, Wait
-from piecework.store.verbs import pieces, runs
+from piecework.store.contract import Insert
+from piecework.store.records import Delivery, Entry, Inbox, Piece, Run, RunValue, Signal, Slot, Space, Wait
+from piecework.store.verbs import dispatch, nodes, pieces, runs
 from piecework.store.verbs.accept import accept
-from piecework.store.verbs.claim import claim
-from piecework.workflow.pause import WaitFor, resume_patch, waits_of
+from piecework.store.verbs.claim import claim, take_over
+from piecework.testing.rows import (
+    KNOWN,
+    NOW,
+    WORKFLOW,
+    event,
+    job,
+    node,
+    piece,
+    piece_end,
+    published,
+    route,
+    single,
+    slot,
+    stage_end,
+    transient,
+    waits,
+)
+from piecework.workflow.pause import resume_patch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from piecework.store.contract import Decide, Script, Store, Verb
+    from piecework.store.draft import Draft
+    from piecework.store.records import NodeRow, Record
 
-NOW = 1_767_225_600_000_000
-"""Where the time of a test begins: microseconds since the epoch."""
-
-WORKFLOW = "orders"
-KNOWN = ("workflow:orders", "job:tidy", "piece:feed")
-decide_accept = partial(folds.decide_accept, resume_patch)
-
-
-def slot(
-    key: str = "a", *, mode: str = "serialized", concurrency: int = 1, capacity: int = 1000, hold: bool = True
-) -> Slot:
-    """The slot of one key, as a registration would make it."""
-    return Slot(key, WORKFLOW, mode, concurrency, capacity, int(hold))
-
-
-def transient(key: str = "t", *, concurrency: int = 2, capacity: int = 1000, hold: bool = False) -> Slot:
-    """A slot with room for several runs, whose paused runs leave their places."""
-    return slot(key, mode="transient", concurrency=concurrency, capacity=capacity, hold=hold)
-
-
-def route(to: Slot, *, run_id: str | None = None, trigger: str = "default") -> items.Route:
-    """A trigger that an event matches."""
-    return items.Route(
-        kind="workflow",
-        workflow_id=to.workflow_id,
-        trigger_id=trigger,
-        pipeline_id=trigger,
-        run_id=run_id or new_id(),
-        slot=to,
-        key=to.slot_key,
-        version="1",
-    )
-
-
-def event(
-    type_: str = "order.placed",
-    payload: dict[str, Any] | None = None,
-    *,
-    event_id: str | None = None,
-    routes: Sequence[items.Route] = (),
-    space: str | None = None,
-) -> items.Accept:
-    """A new event with the triggers that it matches."""
-    body = {} if payload is None else payload
-    row = EventRow(None, event_id or new_id(), type_, space, msgspec.json.encode(body), NOW)
-    return items.Accept(event=row, payload=body, routes=tuple(routes))
-
-
-def waits(
-    run_id: str, *events: str, max_buffer: int = 1000, wait_id: str | None = None, **options: Any
-) -> tuple[Wait, ...]:
-    """The rows of one registration; `options` are those of `WaitFor`."""
-    wait_for = WaitFor(*(events or ("order.paid",)), **options)
-    rows = waits_of(wait_for, run_id, max_buffer=max_buffer)
-    return rows if wait_id is None else tuple(msgspec.structs.replace(row, wait_id=wait_id) for row in rows)
-
-
-def job(run_id: str | None = None, *, due_at: int | None = None, args: bytes = b"{}") -> items.Enqueue:
-    """A run that no event asked for."""
-    run = Run(
-        run_id=run_id or new_id(),
-        kind="job",
-        workflow_id="tidy",
-        trigger_id="",
-        pipeline_id="",
-        slot_key=None,
-        key_value=None,
-        space="default",
-        status=Status.QUEUED,
-        stage=None,
-        version=None,
-        event_seq=None,
-        due_at=due_at,
-    )
-    return items.Enqueue(run=run, args=args)
-
-
-def stage_end(run: Run, then: Any, *, visit: int | None = None, state: bytes = b"{}") -> items.CommitStage:
-    """The end of a stage of a claimed run."""
-    at = run.visit if visit is None else visit
-    return items.CommitStage(run_id=run.run_id, epoch=run.epoch, visit=at, state=state, then=then)
-
-
-def piece(piece_id: str = "hn", *, space: str = "acme", config: bytes = b"{}", every: int = 60_000_000) -> Piece:
-    """A piece as its registration describes it."""
-    return Piece(
-        space=space,
-        piece_id=piece_id,
-        integration="feed",
-        config=config,
-        every=every,
-        desired="enabled",
-        desired_reason=None,
-        observed="idle",
-        status="Initializing",
-        state=b"{}",
-        run_id=None,
-        next_run_at=None,
-        last_run_at=None,
-        last_success_at=None,
-        last_failure_at=None,
-        consecutive_failures=0,
-        last_error=None,
-        created_at=0,
-        updated_at=0,
-    )
-
-
-def piece_end(
-    run: Run,
-    outcome: str = "success",
-    *,
-    state: bytes | None = None,
-    permanent: bool = False,
-    retry_after: int | None = None,
-    history_limit: int = 50,
-    skipped_limit: int = 5,
-    next_run_id: str | None = None,
-) -> items.FinishPiece:
-    """The end of a piece's update."""
-    failed = outcome == "failed"
-    return items.FinishPiece(
-        run_id=run.run_id,
-        epoch=run.epoch,
-        outcome=outcome,
-        result=None if failed else b"{}",
-        error='{"type":"E","code":"EXECUTION_FAILED","message":"no"}' if failed else None,
-        reason="because" if outcome != "success" else "",
-        permanent=permanent,
-        retry_after=retry_after,
-        state=state,
-        next_run_id=next_run_id or new_id(),
-        spread=0.0,
-        history_limit=history_limit,
-        skipped_limit=skipped_limit,
-    )
+decide_accept = partial(folds_events.decide_accept, resume_patch)
+decide_fanout = partial(folds_events.decide_fanout, resume_patch)
 
 
 class Verbs:
@@ -199,9 +85,12 @@ class Verbs:
         return outcome
 
     async def publish(self, type_: str = "order.paid", **payload: Any) -> list[str]:
+        """Takes in an event without triggers; answers what became of it at each waiting run, in one word."""
+        return [result.outcome for result in await self.publish_to(type_, **payload)]
+
+    async def publish_to(self, type_: str, **payload: Any) -> tuple[items.DispatchResult, ...]:
         """Takes in an event without triggers; answers what became of it at each waiting run."""
-        outcome = await self.accept(event(type_, payload))
-        return [result.outcome for result in outcome.dispatched]
+        return (await self.accept(event(type_, payload))).dispatched
 
     async def start(self, to: Slot, *, run_id: str | None = None) -> items.DispatchResult:
         """Takes in an event with one trigger."""
@@ -209,11 +98,21 @@ class Verbs:
         return outcome.dispatched[0]
 
     async def claim(
-        self, owner: str = "node-1", *, limit: int = 100, known: tuple[str, ...] = KNOWN, orphans: bool = False
+        self,
+        owner: str = "node-1",
+        *,
+        limit: int = 100,
+        known: tuple[str, ...] = KNOWN,
+        orphans: bool = False,
+        **options: Any,
     ) -> list[items.Claimed]:
-        """Takes what is due, or what dead owners had."""
-        item = items.Claim(owner=owner, limit=limit, known=known, orphans=orphans)
-        claimed: list[items.Claimed] = await self.do(claim, item, folds.decide_claim)
+        """Takes what is due, or what dead owners had; `options` are further fields of `Claim`."""
+        item: items.Claim | items.TakeOver
+        if orphans:
+            item = items.TakeOver(owner=owner, limit=limit, known=known)
+        else:
+            item = items.Claim(owner=owner, limit=limit, known=known, **options)
+        claimed: list[items.Claimed] = await self.do(take_over if orphans else claim, item, folds.decide_claim)
         return claimed
 
     async def running(self, to: Slot | None = None, *, owner: str = "node-1") -> Run:
@@ -228,9 +127,11 @@ class Verbs:
         await self.end_stage(run, items.Park(stage="after", waits=waits(run.run_id, *events, **options)))
         return await self.run(run.run_id)
 
-    async def end_stage(self, run: Run, then: Any, *, visit: int | None = None, state: bytes = b"{}") -> items.Progress:
+    async def end_stage(
+        self, run: Run, then: Any, *, visit: int | None = None, state: bytes = b"{}", signalled: int = 0
+    ) -> items.Progress:
         """Commits the end of a stage."""
-        item = stage_end(run, then, visit=visit, state=state)
+        item = stage_end(run, then, visit=visit, state=state, signalled=signalled)
         progress: items.Progress = await self.do(runs.commit_stage, item, folds.decide_commit_stage)
         return progress
 
@@ -246,15 +147,34 @@ class Verbs:
         started: int = await self.do(runs.cleaned, item, folds.decide_cleaned)
         return started
 
-    async def resume(self, run_id: str, patch: dict[str, Any] | None = None, *, stage: str | None = None) -> Run:
+    async def end(self, run: Run, status: str = "completed") -> int:
+        """Ends a run and cleans up; answers how many start after it."""
+        await self.settle(run, status)
+        return await self.cleaned(run)
+
+    async def resume(
+        self, run_id: str, patch: dict[str, Any] | None = None, *, stage: str | None = None, token: str | None = None
+    ) -> Run:
         """Resumes a paused run by hand."""
-        item = items.Resume(run_id=run_id, reason="manual", patch=patch or {}, stage=stage)
+        item = items.Resume(run_id=run_id, reason="manual", patch=patch or {}, stage=stage, token=token)
         woken: Run = await self.do(runs.resume, item, folds.decide_resume)
         return woken
 
-    async def abort(self, run_id: str, reason: str = "no longer needed") -> items.Aborted:
+    async def unresume(self, run: Run, *, seconds: int = 5, error: str | None = None) -> int:
+        """Pauses a woken run again that could not go on; answers how often it has been tried."""
+        item = items.Unresume(run_id=run.run_id, epoch=run.epoch, due_at=self.now + seconds * 1_000_000, error=error)
+        tried: int = await self.do(runs.unresume, item, folds.decide_unresume)
+        return tried
+
+    async def signal(self, run_id: str, patch: bytes = b"{}", *, token: str | None = None) -> items.Signalled:
+        """Sends a patch to a run."""
+        item = items.SendSignal(run_id=run_id, patch=patch, token=token)
+        outcome: items.Signalled = await self.do(runs.signal, item, folds.decide_signal)
+        return outcome
+
+    async def abort(self, run_id: str, reason: str = "no longer needed", *, token: str | None = None) -> items.Aborted:
         """Ends a run from outside."""
-        item = items.Abort(run_id=run_id, reason=reason)
+        item = items.Abort(run_id=run_id, reason=reason, token=token)
         outcome: items.Aborted = await self.do(runs.abort, item, folds.decide_abort)
         return outcome
 
@@ -306,6 +226,65 @@ class Verbs:
         outcome: items.PieceFinished = await self.do(pieces.finish_piece, item, piece_folds.decide_finish_piece)
         return outcome
 
+    async def set_desired(self, desired: str, piece_id: str = "hn", *, space: str = "acme", reason: str = "") -> bool:
+        """Pauses or enables a piece; answers whether that changed anything."""
+        item = items.SetDesired(space=space, piece_id=piece_id, desired=desired, reason=reason, run_id=new_id())
+        changed: bool = await self.do(pieces.set_desired, item, piece_folds.decide_set_desired)
+        return changed
+
+    # -- nodes, and what is left to them ---------------------------------------------------------------------------
+
+    async def renew(self, row: NodeRow, *, alone: bool = False) -> None:
+        """Says that a node lives."""
+        await self.do(nodes.renew, items.Renew(node=row, alone=alone), _nothing)
+
+    async def leave(self, node_id: str) -> None:
+        """Says that a node stops."""
+        await self.do(nodes.leave, items.Leave(node_id=node_id), _nothing)
+
+    async def register_routes(self, *types: str, workflow: str = WORKFLOW, version: str | None = "1") -> None:
+        """Registers a workflow for event types."""
+        item = items.RegisterRoutes(workflow_id=workflow, version=version, event_types=types)
+        await self.do(nodes.register_routes, item, folds_nodes.decide_routes)
+
+    async def retire(self, workflow: str = WORKFLOW, *, node_id: str | None = None) -> items.Retired:
+        """Ends a workflow."""
+        item = items.RetireWorkflow(workflow_id=workflow, node_id=node_id)
+        outcome: items.Retired = await self.do(nodes.retire_workflow, item, _nothing)
+        return outcome
+
+    async def raise_limit(self, like: Slot, *, after: str = "", limit: int = 100) -> items.Raised:
+        """Gives a page of a workflow's slots new numbers."""
+        item = items.RaiseLimit(like=like, after=after, limit=limit)
+        outcome: items.Raised = await self.do(nodes.raise_limit, item, folds_nodes.decide_raise_limit)
+        return outcome
+
+    async def dispatch(
+        self, seq: int, *routes: items.Route, workflow: str = WORKFLOW, version: str | None = "1"
+    ) -> items.Dispatched:
+        """Decides a pending event at its workflow."""
+        item = items.Dispatch(event_seq=seq, workflow_id=workflow, version=version, routes=routes)
+        outcome: items.Dispatched = await self.do(dispatch.dispatch, item, folds_events.decide_dispatch)
+        return outcome
+
+    async def continue_fanout(self, seq: int) -> items.FannedOut:
+        """Wakes the next part of those that wait for an event."""
+        item = items.ContinueFanout(event_seq=seq)
+        outcome: items.FannedOut = await self.do(dispatch.continue_fanout, item, decide_fanout)
+        return outcome
+
+    async def insert(self, *rows: Record) -> None:
+        """Puts rows in by hand, as a transaction of somebody else's does."""
+        await self.do(_insert, rows, _nothing)
+
+    async def forget(self, verb: Verb, before: int | None = None, *, limit: int = 500) -> int:
+        """Removes a batch of history from before a moment; answers how much was looked at."""
+        item = items.Retain(before=self.now if before is None else before, limit=limit)
+        count: int = await self.do(verb, item, _nothing)
+        return count
+
+    # -- what stands there -----------------------------------------------------------------------------------------
+
     async def updating(self, what: Piece | None = None) -> Run:
         """Registers a piece and claims its first update."""
         await self.register_piece(piece() if what is None else what)
@@ -315,6 +294,12 @@ class Verbs:
         """A run's row as it stands."""
         rows: list[Run] = await self.store.read("runs_by_id", {"run_ids": [run_id]}, Run)
         return rows[0]
+
+    async def runs(self, *run_ids: str) -> list[Run]:
+        """Rows of runs, those there are, in the order of the ids."""
+        rows: list[Run] = await self.store.read("runs_by_id", {"run_ids": list(run_ids)}, Run)
+        found = {row.run_id: row for row in rows}
+        return [found[run_id] for run_id in run_ids if run_id in found]
 
     async def piece(self, piece_id: str = "hn", *, space: str = "acme") -> Piece:
         """A piece's row as it stands."""
@@ -335,3 +320,81 @@ class Verbs:
         """What a run waits for."""
         rows: list[Wait] = await self.store.read("waits_of_runs", {"run_ids": [run_id]}, Wait)
         return rows
+
+    async def signals(self, run_id: str) -> list[Signal]:
+        """The signals that are kept for a run."""
+        rows: list[Signal] = await self.store.read("signals_of_runs", {"run_ids": [run_id]}, Signal)
+        return rows
+
+    async def slot(self, key: str, *, workflow: str = WORKFLOW) -> Slot | None:
+        """A slot's row as it stands."""
+        params = {"workflow_id": workflow, "after": "", "limit": 1_000_000}
+        rows: list[Slot] = await self.store.read("slots_of_workflow", params, Slot)
+        return next((row for row in rows if row.slot_key == key), None)
+
+    async def deliveries(self, seq: int) -> list[Delivery]:
+        """What became of an event."""
+        rows: list[Delivery] = await self.store.read("deliveries_of", {"seqs": [seq]}, Delivery)
+        return rows
+
+    async def pending(self, *workflows: str) -> list[int]:
+        """The events that wait for workflows, oldest first."""
+        params = {"workflow_ids": list(workflows or (WORKFLOW,)), "after": 0, "after_id": "", "limit": 1000}
+        rows: list[Delivery] = await self.store.read("pending_deliveries", params, Delivery)
+        return [row.event_seq for row in rows]
+
+    async def inbox(self) -> list[Inbox]:
+        """What is still in the inbox."""
+        rows: list[Inbox] = await self.store.read("inbox", {"after": 0, "limit": 1000}, Inbox)
+        return rows
+
+    async def space(self, name: str = "default") -> Space | None:
+        """A space's row as it stands."""
+        rows: list[Space] = await self.store.read("spaces_by_name", {"spaces": [name]}, Space)
+        return rows[0] if rows else None
+
+
+def refusing(event_id: str) -> Decide:
+    """The decision of `accept`, but one that cannot be made for one event."""
+
+    def decide(draft: Draft, entry: items.Accepting, now: int) -> items.Accepted:
+        """As ever, and in vain."""
+        outcome = decide_accept(draft, entry, now)
+        if entry.event.event_id == event_id:
+            raise ConflictError(f"event {event_id} cannot be decided")
+        return outcome
+
+    return decide
+
+
+def _insert(batches: Sequence[Sequence[Record]], _decide: Decide, _now: int) -> Script:
+    for rows in batches:
+        yield Insert(rows)
+    return [True for _ in batches]
+
+
+def _nothing(_draft: Any, _item: Any, _now: int) -> None:
+    """What these verbs do is decided by nobody."""
+
+
+__all__ = [
+    "KNOWN",
+    "NOW",
+    "WORKFLOW",
+    "Verbs",
+    "decide_accept",
+    "decide_fanout",
+    "event",
+    "job",
+    "node",
+    "piece",
+    "piece_end",
+    "published",
+    "refusing",
+    "route",
+    "single",
+    "slot",
+    "stage_end",
+    "transient",
+    "waits",
+]

@@ -9,9 +9,9 @@ import msgspec
 
 from piecework.errors import ConflictError, NotFoundError, clean_text, describe
 from piecework.ids import new_id
+from piecework.run.admission import SingletonLoop, slot_of
 from piecework.store.items import Route
-from piecework.store.records import Slot
-from piecework.store.values import check_identifier
+from piecework.store.values import check_identifier, encode_mapping
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ class Catalogue:
     def ids(self) -> list[str]:
         """The ids of all workflows, in order of registration."""
         return list(self._by_id)
+
+    def versions(self) -> dict[str, str | None]:
+        """The version of each workflow."""
+        return {workflow_id: registered.workflow.version for workflow_id, registered in self._by_id.items()}
 
     def get(self, workflow_id: str) -> Registered:
         """A workflow by id.
@@ -111,30 +115,28 @@ def _matches(registered: Registered, trigger: Trigger, event: Event) -> bool:
 
 def _route(registered: Registered, trigger: Trigger, event: Event) -> Route:
     workflow, mode = registered.workflow, registered.mode
-    refused = key = None
+    refused = key = patch = None
+    what = "key function"
     try:
         key = None if mode.key is None else mode.key(event)
         if key is not None:
             check_identifier(key, f"key of workflow {workflow.id!r}")
+        if isinstance(mode, SingletonLoop) and mode.mapper is not None:
+            what = "mapper"
+            patch = encode_mapping(mode.mapper(event), what=f"what the mapper of workflow {workflow.id!r} made")
     except Exception as error:  # noqa: BLE001 - to guess a slot could break what the mode promises: no run, and it is told
         _show_failure(registered, trigger, event, error)
-        key, refused = None, f"its key function raised {type(error).__name__}: {clean_text(str(error), 200)}"
+        key, refused = None, f"its {what} raised {type(error).__name__}: {clean_text(str(error), 200)}"
     return Route(
         kind=KIND,
         workflow_id=workflow.id,
         trigger_id=trigger.id,
         pipeline_id=workflow.pipelines[trigger.id].id,
         run_id=new_id(),
-        slot=Slot(
-            slot_key=msgspec.json.encode([workflow.id, key]).decode(),
-            workflow_id=workflow.id,
-            mode=mode.name,
-            concurrency=mode.concurrency,
-            capacity=mode.capacity,
-            hold_while_paused=int(mode.hold_while_paused),
-        ),
+        slot=slot_of(mode, msgspec.json.encode([workflow.id, key]).decode(), workflow.id),
         key=key,
         version=workflow.version,
+        patch=patch,
         refused=refused,
     )
 

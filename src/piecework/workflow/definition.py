@@ -242,7 +242,7 @@ class Workflow:
         pipelines: By the id of the trigger that starts them.
         services: What only this workflow's runs see.
         env: Variables that only this workflow's runs see; they win over the app's.
-        version: Of the definition; a digest of its shape when omitted.
+        version: Of the definition; a digest of its shape when omitted, which begins with "#" and has no order.
         on: The short form: the event type.
         when: The short form: the predicate.
         stages: The short form: the stages.
@@ -311,7 +311,8 @@ class Workflow:
                 for key, pipeline in self.pipelines.items()
             },
         }
-        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]
+        # Marked, because of two fingerprints none is newer.
+        return f"#{hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def check_seconds(what: str, value: float | None) -> float | None:

@@ -25,9 +25,10 @@ from piecework.errors import (
     describe,
     trace_of,
 )
-from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle, encode
+from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.logger import LogBook, RunLogger
+from piecework.run.parts import encode
 from piecework.store.items import Cleaned, CommitStage, Continue, Park, Settle
 from piecework.store.values import encode_mapping
 from piecework.store.verbs.runs import cleaned, commit_stage, settle
@@ -43,8 +44,8 @@ from piecework.workspace.workspace import Workspace, open_workspace
 if TYPE_CHECKING:
     from piecework.bus.event import Event
     from piecework.run.node import Node
-    from piecework.store.items import Accepting, Claimed, Progress, Route
-    from piecework.store.records import Run, Wait
+    from piecework.store.items import Claimed, Progress, Route
+    from piecework.store.records import EventRow, Run, Wait
     from piecework.workflow.definition import Instruction, Stage
 
 
@@ -94,13 +95,17 @@ class Executor:
         """The workflows whose runs may be claimed here."""
         return self._catalogue.ids()
 
+    def versions(self) -> dict[str, str | None]:
+        """The registered workflows with their versions."""
+        return self._catalogue.versions()
+
     def routes(self, event: Event) -> list[Route]:
         """The triggers that an event matches."""
         return self._catalogue.routes(event)
 
-    def matches(self, wait: Wait, entry: Accepting) -> dict[str, Any] | None:
+    def matches(self, wait: Wait, event: EventRow, payload: dict[str, Any]) -> dict[str, Any] | None:
         """Whether an event meets a wait."""
-        return resume_patch(wait, entry)
+        return resume_patch(wait, event, payload)
 
     def abort(self, run_id: str, reason: str) -> None:
         """Tells a run that executes here to end: its steps are cancelled, nothing of its stage is committed."""
@@ -195,7 +200,7 @@ class Executor:
             news = msgspec.json.decode(patch)
             state = merge(state, news)
             signals.emit(signals.RUN_RESUMED, level="debug", reason=news.get("__resume_reason__"))
-        return Flight(
+        flight = Flight(
             run=run,
             registered=registered,
             pipeline=pipelines[run.trigger_id],
@@ -206,6 +211,8 @@ class Executor:
             stage=run.stage,
             abort_reason=self.node.abort_reason(run),
         )
+        flight.take_signals(claimed.signals)
+        return flight
 
     def _workspace(self, flight: Flight) -> Any:
         run = flight.run
@@ -294,6 +301,7 @@ class Executor:
             epoch=flight.run.epoch,
             visit=flight.visit,
             state=encode_mapping(state, what="the run's state", limit_bytes=self._limit),
+            signalled=flight.signalled,
             entries=flight.take_entries(),
             then=then,
         )
@@ -311,6 +319,7 @@ class Executor:
             raise _Parked
         if progress.outcome == "resumed" and progress.patch is not None:
             flight.state = merge(flight.state, msgspec.json.decode(progress.patch))
+        flight.take_signals(progress.signals)
 
     async def _settle(self, flight: Flight, error: BaseException | None) -> bool:
         """Commits the end of a run, unless it paused; answers whether it ended."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from piecework.bus.event import Event
-from piecework.run.folds import encode
+from piecework.run.parts import encode
 from piecework.store.items import NewEntry
+from piecework.workflow.state import merge
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,6 +38,13 @@ class Flight:
     body: asyncio.Task[None] | None = None
     abandoned: asyncio.Future[None] | None = None
     abort_reason: str | None = None
+    signalled: int = 0
+
+    def take_signals(self, signals: tuple[tuple[int, bytes], ...]) -> None:
+        """Merges what was sent to the run; the next commit says so, and then the store forgets it."""
+        for number, patch in signals:
+            self.state = merge(self.state, msgspec.json.decode(patch))
+            self.signalled = number
 
     def abandon(self) -> None:
         """Waits no longer for an aborted run's steps."""

@@ -23,7 +23,7 @@ from piecework.workflow.definition import check_seconds
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from piecework.store.items import Accepting
+    from piecework.store.records import EventRow
 
 OPERATORS: Final = {"eq": "==", "ne": "!=", "gt": ">", "ge": ">=", "lt": "<", "le": "<=", "exists": "exists"}
 _ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
@@ -137,12 +137,10 @@ def waits_of(wait_for: WaitFor, run_id: str, *, max_buffer: int = 1000, stage: s
     )
 
 
-def resume_patch(wait: Wait, entry: Accepting) -> dict[str, Any] | None:
+def resume_patch(wait: Wait, event: EventRow, payload: dict[str, Any]) -> dict[str, Any] | None:
     """What a run resumes with when an event meets its wait, else None: the wait's patch, overlaid by the payload."""
-    event = entry.event
     if wait.event_type != event.type:
         return None
-    payload = entry.item.payload
     if not all(holds(payload, field, op, value) for field, op, value in msgspec.json.decode(wait.clauses)):
         return None
     told = {"id": event.event_id, "type": event.type, "payload": payload, "space": event.space}

@@ -13,15 +13,17 @@ from piecework.container.registry import Recipe, Registry
 from piecework.container.scope import Scope
 from piecework.errors import NotFoundError, PieceworkError, StoppedError, TimeoutExceededError, ValidationError
 from piecework.ids import new_id
-from piecework.run.admission import Transient
+from piecework.run.admission import Transient, slot_of
 from piecework.run.folds import decide_abort, decide_resume
+from piecework.run.folds_nodes import decide_raise_limit, decide_routes, no_decision
 from piecework.run.info import RunInfo, TimelineEntry, run_info, timeline_entry
 from piecework.run.intake import check_payload
 from piecework.run.lifecycle import ENDED, Status
-from piecework.store.items import Abort, Aborted, Resume
-from piecework.store.records import Entry, Run
+from piecework.store.items import Abort, Aborted, Raised, RaiseLimit, RegisterRoutes, Resume, RetireWorkflow
+from piecework.store.records import Entry, NodeRow, Run
 from piecework.store.records import RunValue as StoredValue
 from piecework.store.values import check_identifier, decode, encode_mapping
+from piecework.store.verbs.nodes import raise_limit, register_routes, retire_workflow
 from piecework.store.verbs.runs import abort, resume
 from piecework.workflow.catalogue import KIND, Catalogue, Registered
 from piecework.workflow.definition import Workflow
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from piecework.workspace.context import Host
 
 _PAGE = 1000
+_LOOK_AGAIN_SECONDS = 1.0
+"""Where other processes commit too, their word of it may get lost."""
 
 
 class Runtime:
@@ -54,6 +58,7 @@ class Runtime:
         catalogue: Where registered workflows stand.
         clock: Tells the time.
         env: The app's layer of variables.
+        serving: Whether registered workflows get events and run here; a client only invokes them.
     """
 
     def __init__(
@@ -66,6 +71,8 @@ class Runtime:
         catalogue: Catalogue,
         clock: Clock,
         env: Mapping[str, str | None],
+        *,
+        serving: bool = True,
     ) -> None:
         self._host = host
         self._store = store
@@ -75,6 +82,8 @@ class Runtime:
         self._catalogue = catalogue
         self._clock = clock
         self._env = env
+        self._serving = serving
+        self._look_again_seconds = _LOOK_AGAIN_SECONDS if store.shared else None
         self._stopped = False
 
     # -- workflows -----------------------------------------------------------------------------------------------
@@ -106,29 +115,51 @@ class Runtime:
             parents=(self._host.container,),
             close_timeout_seconds=self._host.settings.close_timeout_seconds,
         )
+        registered = Registered(workflow, Transient() if mode is None else mode, container)
         try:
             await container.ready()
-            self._catalogue.add(Registered(workflow, Transient() if mode is None else mode, container))
+            if self._serving:
+                await self._announce(registered)
+            self._catalogue.add(registered)
         except BaseException:
             await container.dispose()
             raise
         if self._node.started:
-            await self._node.take_over()
-            self._node.wake()
+            self._intake.on_left()
+            await self._node.catch_up()
+
+    async def _announce(self, registered: Registered) -> None:
+        """Lets events find the workflow from now on, wherever they are accepted; its slots go by the new numbers."""
+        workflow = registered.workflow
+        types = tuple(sorted({trigger.event for trigger in workflow.triggers.values()}))
+        routes = RegisterRoutes(workflow_id=workflow.id, version=workflow.version, event_types=types)
+        await self._store.run(register_routes, routes, decide_routes, self._clock.now())
+        like, after = slot_of(registered.mode, "", workflow.id), ""
+        while True:
+            item = RaiseLimit(like=like, after=after)
+            raised: Raised = await self._store.run(raise_limit, item, decide_raise_limit, self._clock.now())
+            if raised.last is None:
+                return
+            after = raised.last
 
     async def deregister(self, workflow_id: str) -> None:
         """Lets no further event reach a workflow, interrupts its runs and closes its services. Unknown ids: nothing.
 
-        Runs stay as they are in the store and go on when the workflow is registered again.
+        Runs stay as they are in the store and go on when the workflow is registered again. Unless another node has the
+        workflow, events that still wait for it are dropped.
+
+        Raises:
+            StoreError: The store could not be told: events that others accept are still kept for the workflow. Here it
+                is gone all the same.
         """
         gone = self._catalogue.remove(workflow_id)
         if gone is None:
             return
         if self._executor.carries_caller(workflow_id):
             # A step cannot wait for the end of its own run: somebody else does.
-            self._host.supervisor.spawn(lambda: self._take_down(gone), name=f"deregister {workflow_id}")
+            self._host.supervisor.spawn(lambda: self._retire(gone), name=f"deregister {workflow_id}")
         else:
-            await self._take_down(gone)
+            await self._retire(gone)
 
     def has_workflow(self, workflow_id: str) -> bool:
         """Whether a workflow is registered."""
@@ -148,7 +179,9 @@ class Runtime:
         failures: list[Exception] = []
         for workflow_id in self._catalogue.ids():
             try:
-                await self.deregister(workflow_id)
+                gone = self._catalogue.remove(workflow_id)
+                if gone is not None:
+                    await self._take_down(gone)
             except Exception as error:  # noqa: BLE001 - raised with the others, after all have been closed
                 failures.append(error)
         if failures:
@@ -156,13 +189,17 @@ class Runtime:
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
-    async def invoke(self, workflow_id: str, trigger_id: str, event: Event) -> Result:
+    async def invoke(
+        self, workflow_id: str, trigger_id: str, event: Event, *, run_id: str | None = None, wait: bool = True
+    ) -> Result:
         """Runs a pipeline at once, past predicates and mode, and waits until it completes, fails or pauses.
 
         Args:
             workflow_id: A registered workflow.
             trigger_id: Whose pipeline.
             event: What the run is given.
+            run_id: Names the run, so that a repeat of the call is the same run; made when not given.
+            wait: False returns as soon as the run is durable.
 
         Returns:
             NOT_FOUND without metadata when there is no such workflow or trigger; else what the run came to. A caller
@@ -172,10 +209,10 @@ class Runtime:
             workflow = self._catalogue.get(workflow_id).workflow
             if trigger_id not in workflow.triggers:
                 raise NotFoundError.among("trigger", trigger_id, workflow.triggers)
-            told = _told(event)
+            told = told_event(event)
+            run_id = new_id() if run_id is None else check_identifier(run_id, "run_id")
         except PieceworkError as error:
             return Result(error=error)
-        run_id = new_id()
         try:
             await self._intake.enqueue(
                 KIND,
@@ -187,17 +224,22 @@ class Runtime:
                 pipeline_id=workflow.pipelines[trigger_id].id,
                 version=workflow.version,
             )
-            return await self._segment_end(run_id, 0)
+            if not wait:
+                return self._as_result(await self._run(run_id), {})
+            return await self._result(await self._reached(run_id, "paused", 0))
         except PieceworkError as error:
             return Result(error=error, metadata=await self._metadata(run_id))
 
-    async def resume(self, run_id: str, patch: Mapping[str, Any] | None = None, *, wait: bool = True) -> Result:
+    async def resume(
+        self, run_id: str, patch: Mapping[str, Any] | None = None, *, wait: bool = True, token: str | None = None
+    ) -> Result:
         """Wakes a paused run and waits until it completes, fails or pauses again.
 
         Args:
             run_id: The run.
             patch: Merged into its state before it goes on.
             wait: False returns as soon as the wake-up is durable.
+            token: Names this very call: the run's last resume, repeated under the same token, is not done again.
 
         Returns:
             NOT_FOUND for an unknown run; INVALID_STATE, with nothing changed, for one that is not paused.
@@ -206,18 +248,25 @@ class Runtime:
         try:
             encode_mapping(given, what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
             run = await self._run(run_id)
-            if run.kind == KIND:  # without its workflow the run would be woken and never run: it stays paused
-                self._catalogue.get(run.workflow_id)
-            item = Resume(run_id=run_id, reason="manual", patch=given)
+            if run.kind == KIND:
+                await self._check_runs_somewhere(run.workflow_id)
+            item = Resume(run_id=run_id, reason="manual", patch=given, token=_token(token))
             woken: Run = await self._store.run(
                 resume, item, decide_resume, self._clock.now(), lambda _: self._node.wake()
             )
-            return await self._segment_end(run_id, woken.resume_count) if wait else self._as_result(woken, {})
+            if not wait:
+                return self._as_result(woken, {})
+            return await self._result(await self._reached(run_id, "paused", woken.resume_count))
         except PieceworkError as error:
             return Result(error=error, metadata=await self._metadata(run_id))
 
-    async def abort(self, run_id: str, reason: str = "aborted by a call") -> bool:
+    async def abort(self, run_id: str, reason: str = "aborted by a call", *, token: str | None = None) -> bool:
         """Ends a run: a queued or paused one at once, a running one as soon as its steps let go.
+
+        Args:
+            run_id: The run.
+            reason: Why, for people.
+            token: Names this very call: its repeat under the same token answers what the first one did.
 
         Returns:
             False for a run that has ended or is being aborted already.
@@ -225,25 +274,28 @@ class Runtime:
         Raises:
             NotFoundError: There is no such run.
         """
-        item = Abort(run_id=run_id, reason=check_identifier(reason, "reason"))
+        item = Abort(run_id=run_id, reason=check_identifier(reason, "reason"), token=_token(token))
         told = partial(self._aborted, run_id, reason)
         outcome: Aborted = await self._store.run(abort, item, decide_abort, self._clock.now(), told)
         return outcome.aborted
 
     def _aborted(self, run_id: str, reason: str, outcome: Aborted) -> None:
-        if outcome.owner is not None:
+        if outcome.owner == self._node.node_id:
             self._node.abort(run_id, reason)
         if outcome.ended:
             self._node.news.announce(run_id, Status.ABORTED)
         self._node.wake()
 
-    async def wait(self, run_id: str, *, until: str = "ended", timeout_seconds: float | None = None) -> Result:
+    async def wait(
+        self, run_id: str, *, until: str = "ended", timeout_seconds: float | None = None, resumes: int = 0
+    ) -> Result:
         """Waits until a run has ended, or has paused.
 
         Args:
             run_id: The run.
             until: "ended" or "paused" (which an ended run meets too).
             timeout_seconds: Raise after that long; None waits for ever.
+            resumes: A pause counts only after at least so many resumes (`RunInfo.resume_count`).
 
         Raises:
             NotFoundError: There is no such run.
@@ -251,18 +303,9 @@ class Runtime:
         """
         if until not in {"ended", "paused"}:
             raise ValidationError(f"wait(until={until!r}): choose 'ended' or 'paused'")
-        wanted = ENDED if until == "ended" else ENDED | {Status.PAUSED}
         try:
             async with asyncio.timeout(timeout_seconds):
-                while True:
-                    news = self._node.news.expect(run_id)
-                    try:
-                        run = await self._run(run_id)
-                        if run.status in wanted:
-                            return await self._result(run)
-                        await news
-                    finally:
-                        news.cancel()
+                return await self._result(await self._reached(run_id, until, resumes))
         except TimeoutError:
             raise TimeoutExceededError(
                 f"run {run_id} was not {until} within {timeout_seconds:g} s; it goes on", run_id=run_id
@@ -326,7 +369,8 @@ class Runtime:
                 "run_id": None if last is None else last.run_id,
                 "limit": size,
             }
-            rows = await self._store.read("list_runs", params, Run)
+            live = status is not None and Status(status) not in ENDED
+            rows = await self._store.read("list_live_runs" if live else "list_runs", params, Run)
             found += [run_info(row) for row in rows]
             if len(rows) < size:
                 break
@@ -354,6 +398,16 @@ class Runtime:
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
+    async def _retire(self, gone: Registered) -> None:
+        try:
+            if self._serving:
+                item = RetireWorkflow(workflow_id=gone.workflow.id, node_id=self._node.node_id)
+                await self._store.run(retire_workflow, item, no_decision, self._clock.now())
+                if self._node.started:
+                    await self._node.register()
+        finally:
+            await self._take_down(gone)
+
     async def _take_down(self, gone: Registered) -> None:
         await self._node.interrupt(KIND, gone.workflow.id)
         await gone.container.dispose()
@@ -366,6 +420,17 @@ class Runtime:
         pauses = Recipe("__pause_service__", lambda ctx: Pauses(executor, ctx.run_id), Scope.RUN)
         registry.add(pauses, internal=True)
         return registry
+
+    async def _check_runs_somewhere(self, workflow_id: str) -> None:
+        """Refuses a workflow that no node has: a run of it that is woken would not run."""
+        if not self._store.shared:
+            self._catalogue.get(workflow_id)
+        elif not (self._serving and workflow_id in self._catalogue):
+            nodes: list[NodeRow] = await self._store.read("nodes", {}, NodeRow)
+            living = [node for node in nodes if node.expires_at is None or node.expires_at > self._clock.now()]
+            known = {name for node in living for name in decode(node.workflows)}
+            if workflow_id not in known:
+                raise NotFoundError.among("workflow", workflow_id, known, hint="No node has it registered")
 
     async def _run(self, run_id: str) -> Run:
         rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
@@ -384,15 +449,16 @@ class Runtime:
         rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
         return RunMetadata(run_id, rows[0].status) if rows else None
 
-    async def _segment_end(self, run_id: str, resumes: int) -> Result:
-        """Waits until a run has ended, or has paused after at least so many resumes: news of before do not count."""
+    async def _reached(self, run_id: str, until: str, resumes: int) -> Run:
+        """Waits until a run has ended, or has paused after at least so many resumes: pauses of before do not count."""
         while True:
             news = self._node.news.expect(run_id)
             try:
                 run = await self._run(run_id)
-                if run.status in ENDED or (run.status == Status.PAUSED and run.resume_count >= resumes):
-                    return await self._result(run)
-                await news
+                paused = until == "paused" and run.status == Status.PAUSED and run.resume_count >= resumes
+                if paused or run.status in ENDED:
+                    return run
+                await self._node.news.after(news, self._look_again_seconds)
             finally:
                 news.cancel()
 
@@ -407,9 +473,18 @@ class Runtime:
         return Result(value=RunValue(run.status, state, info.waiting_for), metadata=metadata)
 
 
-def _told(event: Event) -> dict[str, Any]:
+def told_event(event: Event) -> dict[str, Any]:
+    """An event as an invoked run is given it.
+
+    Raises:
+        ValidationError: It is no event, or its type or payload is not acceptable.
+    """
     if not isinstance(event, Event):
         raise ValidationError(f"invoke needs an Event, not {event!r:.80}: Event('invoice.received', {{…}})")
     check_identifier(event.type, "event type")
     check_payload(event.payload)
     return {"id": event.id or new_id(), "type": event.type, "payload": event.payload, "space": event.space}
+
+
+def _token(given: str | None) -> str:
+    return new_id() if given is None else check_identifier(given, "token")

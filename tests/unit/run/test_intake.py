@@ -22,14 +22,17 @@ class Orders:
 
     name = "workflow"
 
+    def versions(self):
+        return {}
+
     def known(self):
         return ["orders"]
 
     def routes(self, event):
         return [route(slot())] if event.type == "order.placed" else []
 
-    def matches(self, wait, entry):
-        return resume_patch(wait, entry)
+    def matches(self, wait, event, payload):
+        return resume_patch(wait, event, payload)
 
 
 @pytest.fixture

@@ -31,6 +31,9 @@ class Jobs:
         self.names = ["tidy"]
         self.node = None
 
+    def versions(self):
+        return {}
+
     def known(self):
         return self.names
 

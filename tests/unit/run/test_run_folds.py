@@ -19,12 +19,15 @@ from piecework.run.lifecycle import ENDED, Status
 from piecework.store.items import Continue, Defer, Park
 from piecework.store.sqlite import SqliteStore
 from piecework.testing.invariants import check_invariants
-from piecework.testing.verbs import Verbs, event, job, route, slot, transient, waits
+from piecework.testing.verbs import Verbs, event, job, route, single, slot, transient, waits
 
 SLOTS = [
     slot("one", capacity=2),
     transient("two", concurrency=2, capacity=2),
     transient("held", concurrency=2, capacity=1, hold=True),
+    single("replace", "newest"),
+    single("signal", "told", hold=False),
+    single("queue_single", "next"),
 ]
 EVENTS = st.sampled_from(["paid", "lost"])
 PLACE = st.integers(0, 1000)
@@ -151,6 +154,24 @@ class StoreMachine(RuleBasedStateMachine):
         if run.status not in ENDED:
             new = self.waits(run, types, max_buffer=most)
             self.do(self.verbs.register(run, new, cancel=None if cancel else ()))
+
+    @precondition(lambda self: self.held)
+    @rule(place=PLACE, seconds=st.integers(1, 3))
+    def unresume(self, place, seconds):
+        run = self.pick(place)
+        if run.status not in ENDED and run.patched:
+            self.do(self.verbs.unresume(run, seconds=seconds))
+            self.refresh(run.run_id)
+
+    @rule(place=PLACE)
+    def signal(self, place):
+        runs = sorted(self.do(check_invariants(self.store)).runs.values(), key=lambda run: run.run_id)
+        for run in runs[place % len(runs) :][:1] if runs else ():
+            if run.status in ENDED:
+                with pytest.raises(InvalidStateError):
+                    self.do(self.verbs.signal(run.run_id))
+            else:
+                self.do(self.verbs.signal(run.run_id, token=self.fresh("call")))
 
     @precondition(lambda self: self.held)
     @rule(place=PLACE, status=st.sampled_from(["completed", "failed"]), clean=st.booleans())

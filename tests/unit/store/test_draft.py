@@ -12,7 +12,7 @@ from piecework.store.records import Entry, RunValue, Slot
 
 
 def a_slot(key="a", **counts):
-    return Slot(key, "w", "serialized", 1, 1, 1, **counts)
+    return Slot(key, "w", "serialized", "", 1, 1, 1, **counts)
 
 
 @pytest.fixture
@@ -97,6 +97,41 @@ def test_tables_are_written_in_one_order():
     assert [type(request.records[0]) for request in draft.write()] == [Slot, RunValue, Entry]
 
 
+def test_each_of_a_queue_is_answered_once(draft):
+    """Who waits in a slot is answered in order, once; then nobody, as for a slot that has no queue."""
+    draft.queues["a"] = ["q1", "q2"]
+    assert [draft.next_in_queue(key) for key in ("a", "b", "a", "a")] == ["q1", None, "q2", None]
+
+
+def test_a_row_that_comes_and_goes_is_not_written(draft):
+    """A row that was added and removed in one batch leaves no trace, nor does one that is known to be missing."""
+    draft.add(a_slot("fresh"))
+    draft.remove(Slot, "fresh")
+    draft.remove(Slot, "missing")
+    assert (list(draft.changed(Slot)), list(draft.write())) == ([], [])
+
+
+def test_what_belongs_to_a_run_is_found_by_it(draft):
+    """Rows of a run are found as they stand now: added ones too, removed ones no more."""
+    values = [RunValue("r", name, b"{}") for name in ("args", "state")]
+    draft.load(RunValue, [], values)
+    draft.remove(RunValue, "r", "args")
+    draft.add(RunValue("r", "patch", b"{}"))
+    draft.add(RunValue("other", "args", b"{}"))
+    assert [row.name for row in draft.of_run(RunValue, "r")] == ["state", "patch"]
+    assert draft.of_run(RunValue, "nobody") == []
+
+
+def test_a_decision_that_blows_up_is_no_refusal(draft):
+    """What is not a refusal, but a fault of ours, ends the whole batch."""
+
+    def decide(_draft, _item, _now):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        draft.fold([1], decide, 0)
+
+
 @pytest.mark.parametrize("error", [ConflictError("no"), LookupError("no"), ValueError("no"), TypeError("no")])
 def test_a_decision_that_raises_leaves_nothing_behind(draft, error):
     """What one item did is undone when its decision raises; those before and behind it stand."""
@@ -106,16 +141,17 @@ def test_a_decision_that_raises_leaves_nothing_behind(draft, error):
         draft.put(replace(slot, live=slot.live + 1))
         draft.add(a_slot(item))
         draft.append(RunValue(item, "args", b"{}"))
-        draft.queues["a"].pop(0)
+        started.append(draft.next_in_queue("a"))
         if item == "bad":
             draft.remove(Slot, "one")
             raise error
         return slot.live
 
+    started = []
     draft.queues["a"] = ["q1", "q2", "q3"]
     outcomes = draft.fold(["one", "bad", "two"], decide, 0)
     assert outcomes == [0, Failure(error), 1]
-    assert draft.queues["a"] == ["q3"]
+    assert (started, draft.next_in_queue("a")) == (["q1", "q2", "q2"], "q3")
     assert list(draft.write()) == [
         Update([a_slot(live=2)]),
         Insert([a_slot("one"), a_slot("two")]),

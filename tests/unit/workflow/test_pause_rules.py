@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecework.errors import ValidationError
-from piecework.store.items import Accepting
 from piecework.store.verbs.probes import BUCKET, bucket, probe, probes_of
 from piecework.testing.verbs import event
 from piecework.workflow.pause import OPERATORS, Clause, WaitFor, holds, resume_patch, waits_of
@@ -179,7 +178,7 @@ def test_a_wait_for_several_types_is_one_registration():
 
 def offered(wait, type_, payload, space=None):
     item = event(type_, payload, event_id="e-1", space=space)
-    return resume_patch(wait, Accepting(item=item, event=item.event, waits=()))
+    return resume_patch(wait, item.event, payload)
 
 
 def test_what_a_run_resumes_with():

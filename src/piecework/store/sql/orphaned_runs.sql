@@ -1,4 +1,5 @@
--- Runs of other owners: on an engine whose lock proves them dead they are all ours to take.
+-- Runs of owners that are gone, or whose lease has ended; the + keeps SQLite off the index of all runs by time.
 SELECT {columns} FROM runs WHERE owner IS NOT NULL AND owner <> :owner
+  AND owner NOT IN (SELECT node_id FROM nodes WHERE expires_at IS NULL OR expires_at > :now)
   AND kind || ':' || workflow_id IN (:known)
-ORDER BY event_seq LIMIT :limit
+ORDER BY +created_at, run_id LIMIT :limit

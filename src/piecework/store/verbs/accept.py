@@ -4,57 +4,128 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from piecework.store.contract import Delete, Failure, InsertMissing, Read
+from msgspec.structs import replace
+
+from piecework.store.contract import Delete, Failure, InsertMissing, Lock, Read, StartAgain, Tell
 from piecework.store.draft import Draft
 from piecework.store.items import Accept, Accepted, Accepting, DispatchResult
-from piecework.store.records import Buffered, Delivery, EventRow, Slot, Wait
-from piecework.store.verbs.loading import load_queues, load_runs, lock_slots
-from piecework.store.verbs.probes import probes_of
+from piecework.store.records import Delivery, EventRow, Inbox, RouteRow, Slot, WorkflowRow
+from piecework.store.verbs.loading import actives, conclude, load_waiting, lock_runs, lock_slots
+from piecework.store.verbs.waiting import first_waits, still_there
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from piecework.store.contract import Decide, Request, Script
+    from piecework.store.items import Route
+    from piecework.store.verbs.waiting import Candidates
 
 
 def accept(items: Sequence[Accept], decide: Decide, now: int) -> Script:
     """Stores new events and decides about their triggers and about the runs that wait for them.
 
-    An event id that is there already ends as a duplicate with the first outcomes; nothing else happens for it.
+    An event id that is there already ends as a duplicate with the first outcomes; nothing else happens for it. A
+    workflow that was registered for the event's type, and that whoever accepts it does not have in its newest version,
+    gets a pending delivery: see `dispatch`.
     """
     stored = yield from _store_events(items)
-    new = [item for item in items if stored.get(_id(item)) is not None]
+    new = [item for item in _first_of_each(items) if _id(item) in stored]
     draft = Draft()
-    waits = yield from _candidates(_first_of_each(new))
-    run_ids = {wait.run_id for found in waits.values() for wait in found}
-    slots = [route.slot for item in new for route in item.routes if route.refused is None]
-    yield from lock_slots(draft, slots, run_ids)
-    yield from load_runs(draft, run_ids)
-    changed = {slot.slot_key: slot for slot in slots if _has_more_room(draft, slot)}
-    yield from load_queues(draft, changed, max((slot.concurrency for slot in changed.values()), default=0))
-    if run_ids:
-        waits = yield from _reread(draft, waits, run_ids)
-    accepting = [
-        Accepting(item=item, event=stored[_id(item)], waits=tuple(waits.get(_id(item), ())))
-        for item in _first_of_each(new)
-    ]
+    accepting = yield from _gather(draft, new, stored)
     folded = draft.fold(accepting, decide, now)
     outcomes = {_id(entry.item): outcome for entry, outcome in zip(accepting, folded, strict=True)}
-    yield from draft.write()
-    # An event that could not be decided is not kept either: published again, it must not pass for a duplicate.
-    refused = [(stored[key].seq,) for key, outcome in outcomes.items() if isinstance(outcome, Failure)]
-    if refused:
-        yield Delete(EventRow, refused)
+    yield from _tidy(items, stored, outcomes)
+    yield from conclude(draft)
+    if any(entry.pending or entry.rest for entry in accepting):
+        yield Tell(["pending"])
     outcomes |= yield from _earlier([item for item in items if _id(item) not in outcomes])
     return _in_order(items, outcomes)
 
 
-def _has_more_room(draft: Draft, slot: Slot) -> bool:
+def _store_events(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, EventRow]]:
+    # In order of arrival, which becomes the order of acceptance.
+    inserted = yield InsertMissing([item.event for item in _first_of_each(items)], "event_id")
+    return {row.event_id: row for row in inserted}
+
+
+def _gather(
+    draft: Draft, new: Sequence[Accept], stored: dict[str, EventRow]
+) -> Generator[Request, Any, list[Accepting]]:
+    """Looks at what the events may touch, locks it, and looks again."""
+    if not new:
+        return []
+    pending = yield from _pending(new)
+    items = [replace(item, routes=_mine(item, pending[_id(item)])) for item in new]
+    found = yield from first_waits([(stored[_id(item)], item.payload) for item in items])
+    run_ids = {wait.run_id for candidates in found.values() for wait in candidates.waits}
+    slots = [route.slot for item in items for route in item.routes if route.refused is None]
+    yield from lock_slots(draft, slots, run_ids)
+    named = {slot.slot_key: draft.get(Slot, slot.slot_key) for slot in slots}
+    roomier = [slot for slot in slots if _has_more_room(named[slot.slot_key], slot)]
+    places = max((slot.concurrency for slot in roomier), default=0)
+    yield from lock_runs(draft, run_ids | actives(draft, slots), places=places, slots=named.values())
+    waits = yield from load_waiting(draft, run_ids)
+    there = {wait.identity() for wait in waits}
+    return [_accepting(item, stored[_id(item)], pending[_id(item)], found, there) for item in items]
+
+
+def _accepting(
+    item: Accept,
+    event: EventRow,
+    pending: tuple[str, ...],
+    found: dict[int, Candidates],
+    there: set[tuple[object, ...]],
+) -> Accepting:
+    candidates = still_there(found, event, there)
+    return Accepting(item=item, event=event, waits=candidates.waits, rest=candidates.rest, pending=pending)
+
+
+def _pending(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, tuple[str, ...]]]:
+    """For each event the workflows that somebody else has to decide about."""
+    rows: list[RouteRow] = yield Read(
+        "routes_of_types", {"types": sorted({item.event.type for item in items})}, RouteRow
+    )
+    by_type: dict[str, list[RouteRow]] = {}
+    for row in rows:
+        by_type.setdefault(row.event_type, []).append(row)
+    pending = {
+        _id(item): tuple(
+            row.workflow_id
+            for row in by_type.get(item.event.type, ())
+            if row.workflow_id not in item.known or item.known[row.workflow_id] != row.version
+        )
+        for item in items
+    }
+    names = sorted({name for found in pending.values() for name in found})
+    if not names:
+        return pending
+    # Who retires one of them meanwhile waits for this commit and then drops what it left, or has gone before it.
+    there: list[WorkflowRow] = yield Lock(WorkflowRow, [(name,) for name in names], share=True)
+    left = {row.workflow_id for row in there}
+    return {key: tuple(name for name in found if name in left) for key, found in pending.items()}
+
+
+def _mine(item: Accept, pending: tuple[str, ...]) -> tuple[Route, ...]:
+    return tuple(route for route in item.routes if route.workflow_id not in pending)
+
+
+def _has_more_room(stored: Slot, slot: Slot) -> bool:
     """Whether a trigger's mode leaves more room than the slot's last one did: then queued runs may start."""
-    stored = draft.get(Slot, slot.slot_key)
     return bool(stored.queued) and (
         slot.concurrency > stored.concurrency or slot.hold_while_paused < stored.hold_while_paused
     )
+
+
+def _tidy(
+    items: Sequence[Accept], stored: dict[str, EventRow], outcomes: dict[str, Any]
+) -> Generator[Request, Any, None]:
+    """Takes accepted events out of the inbox. One that could not be decided is not kept: it may come again."""
+    failed = {key for key, outcome in outcomes.items() if isinstance(outcome, Failure)}
+    moved = [(item.inbox_seq,) for item in items if item.inbox_seq is not None and _id(item) not in failed]
+    if moved:
+        yield Delete(Inbox, moved)
+    if failed:
+        yield Delete(EventRow, [(stored[key].seq,) for key in sorted(failed)])
 
 
 def _id(item: Accept) -> str:
@@ -68,46 +139,14 @@ def _first_of_each(items: Sequence[Accept]) -> list[Accept]:
     return list(first.values())
 
 
-def _store_events(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, EventRow]]:
-    # In order of arrival, which becomes the order of acceptance: queues go by it.
-    inserted = yield InsertMissing([item.event for item in _first_of_each(items)], "event_id")
-    return {row.event_id: row for row in inserted}
-
-
-def _candidates(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, list[Wait]]]:
-    """Peeks at the waits that each event may match."""
-    fields: dict[str, list[str]] = {}
-    for event_type in dict.fromkeys(item.event.type for item in items):
-        rows = yield Read("wait_fields", {"type": event_type})
-        fields[event_type] = [row[0] for row in rows]
-    wanted = {
-        _id(item): probes_of(item.event.type, item.payload, fields[item.event.type])
-        for item in items
-        if fields[item.event.type]
-    }
-    if not wanted:
-        return {}
-    rows = yield Read("waits_by_probe", {"probes": sorted({p for found in wanted.values() for p in found})}, Wait)
-    return {key: [row for row in rows if row.probe in found] for key, found in wanted.items()}
-
-
-def _reread(
-    draft: Draft, peeked: dict[str, list[Wait]], run_ids: set[str]
-) -> Generator[Request, Any, dict[str, list[Wait]]]:
-    """Under the locks of their runs: drops waits that have gone meanwhile, loads what is buffered."""
-    rows = yield Read("waits_of_runs", {"run_ids": sorted(run_ids)}, Wait)
-    there = {row.identity() for row in rows}
-    draft.load(Wait, [], rows)
-    buffered = yield Read("buffers_of_runs", {"run_ids": sorted(run_ids)}, Buffered)
-    draft.load(Buffered, [], buffered)
-    return {key: [wait for wait in found if wait.identity() in there] for key, found in peeked.items()}
-
-
 def _earlier(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, Accepted]]:
     """The outcomes that events had when they came first."""
     if not items:
         return {}
-    events = yield Read("events_by_id", {"ids": sorted({_id(item) for item in items})}, EventRow)
+    ids = {_id(item) for item in items}
+    events = yield Read("events_by_id", {"ids": sorted(ids)}, EventRow)
+    if len(events) < len(ids):  # its id was forgotten since it was found there: it may come again
+        yield StartAgain()
     rows = yield Read("deliveries_of", {"seqs": [event.seq for event in events]}, Delivery)
     found: dict[str, Accepted] = {}
     for event in events:
@@ -135,21 +174,25 @@ def _in_order(items: Sequence[Accept], outcomes: dict[str, Any]) -> list[Any]:
     for item in items:
         outcome = outcomes[_id(item)]
         if _id(item) in seen and not isinstance(outcome, Failure) and not outcome.duplicate:
-            outcome = Accepted(
-                event_id=outcome.event_id,
-                seq=outcome.seq,
-                duplicate=True,
-                dispatched=tuple(
-                    DispatchResult(
-                        outcome="duplicate",
-                        workflow_id=result.workflow_id,
-                        trigger_id=result.trigger_id,
-                        run_id=result.run_id,
-                        reason=result.outcome,
-                    )
-                    for result in outcome.dispatched
-                ),
-            )
+            outcome = _second(outcome)
         seen.add(_id(item))
         answers.append(outcome)
     return answers
+
+
+def _second(first: Accepted) -> Accepted:
+    return Accepted(
+        event_id=first.event_id,
+        seq=first.seq,
+        duplicate=True,
+        dispatched=tuple(
+            DispatchResult(
+                outcome="duplicate",
+                workflow_id=result.workflow_id,
+                trigger_id=result.trigger_id,
+                run_id=result.run_id,
+                reason=result.outcome,
+            )
+            for result in first.dispatched
+        ),
+    )

@@ -1,48 +1,57 @@
-"""Pieces: `register_piece`, `run_piece`, `finish_piece`. A piece's next update is a queued run from the start."""
+"""Pieces: `register_piece`, `run_piece`, `set_desired`, `finish_piece`. A piece's next update is a queued run."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from piecework.store.contract import DeleteWhere, Failure, Lock, Read
+from piecework.store.contract import Change, Failure, Lock, Read
 from piecework.store.draft import Draft
 from piecework.store.records import Piece, Run
-from piecework.store.verbs.loading import load_runs
+from piecework.store.verbs.loading import decided, load_runs
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
     from piecework.store.contract import Decide, Request, Script
-    from piecework.store.items import FinishPiece, RegisterPiece, RunPiece
+    from piecework.store.items import FinishPiece, RegisterPiece, RunPiece, SetDesired
 
 
 def register_piece(items: Sequence[RegisterPiece], decide: Decide, now: int) -> Script:
     """Registers pieces, or enables them again with a new configuration; the first update is due at once."""
     draft = Draft()
     yield from _load_pieces(draft, [(item.piece.space, item.piece.piece_id) for item in items])
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
-    return outcomes
+    return (yield from decided(draft, items, decide, now))
 
 
 def run_piece(items: Sequence[RunPiece], decide: Decide, now: int) -> Script:
     """Makes the next update of pieces due now; one that is under way is left alone."""
     draft = Draft()
     yield from _load_pieces(draft, [(item.space, item.piece_id) for item in items])
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
+    return (yield from decided(draft, items, decide, now))
+
+
+def set_desired(items: Sequence[SetDesired], decide: Decide, now: int) -> Script:
+    """Enables or pauses pieces; an update that is under way goes on to its end, one that was to come is forgotten."""
+    draft = Draft()
+    yield from _load_pieces(draft, [(item.space, item.piece_id) for item in items])
+    outcomes = yield from decided(draft, items, decide, now)
+    known = {item.run_id for item in items} | {run.run_id for run, _ in draft.changed(Run) if run is not None}
+    called_off = sorted(i for i in known if draft.knows(Run, i) and draft.find(Run, i) is None)
+    if called_off:
+        yield Change("delete_timelines", {"run_ids": called_off})
     return outcomes
 
 
 def finish_piece(items: Sequence[FinishPiece], decide: Decide, now: int) -> Script:
     """Ends updates: outcome, counters, state and the next due time in one commit; surplus history goes with it."""
     draft = Draft()
+    # The piece before its runs, as everybody locks them; whose update a run is never changes.
+    peeked = yield Read("pieces_of_runs", {"run_ids": [item.run_id for item in items]}, Piece)
+    pieces = sorted({row.identity() for row in peeked})
+    draft.load(Piece, pieces, (yield Lock(Piece, pieces)) if pieces else ())
     yield from load_runs(draft, [item.run_id for item in items])
-    rows = yield Read("pieces_of_runs", {"run_ids": [item.run_id for item in items]}, Piece)
-    keys = [(run.space, run.key_value) for run in draft.all(Run)]
-    draft.load(Piece, keys, rows)
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
+    draft.load(Piece, [(run.space, run.key_value) for run in draft.all(Run)], ())
+    outcomes = yield from decided(draft, items, decide, now)
     for item, outcome in zip(items, outcomes, strict=True):
         if not isinstance(outcome, Failure):
             yield from _trim(draft.get(Run, item.run_id), item)
@@ -69,4 +78,4 @@ def _trim(run: Run, item: FinishPiece) -> Generator[Request, Any, None]:
     if rows:
         ids = [row[0] for row in rows]
         for name in ("delete_run_values", "delete_timelines", "delete_runs"):
-            yield DeleteWhere(name, {"run_ids": ids})
+            yield Change(name, {"run_ids": ids})

@@ -1,4 +1,4 @@
-"""The life of a run, from `enqueue` to `cleaned`, and what happens beside it: waits and log lines.
+"""The life of a run, from `enqueue` to `cleaned`, and what happens beside it: waits, signals and log lines.
 
 Each locks the run before it reads its waits and buffers, and the run's slot before the run where the slot may change.
 What is decided stands in the folds that are handed in.
@@ -8,48 +8,133 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from piecework.store.contract import DeleteWhere, Read
+from msgspec.structs import replace
+
+from piecework.store.contract import InsertMissing, Lock, Read, StartAgain
 from piecework.store.draft import Draft
-from piecework.store.items import Abort, Append, Cleaned, CommitStage, Enqueue, Park, Register, Release, Resume, Settle
-from piecework.store.records import Buffered, Run, Wait
-from piecework.store.verbs.loading import load_patches, load_queues, load_runs, lock_slots
+from piecework.store.items import (
+    Abort,
+    Append,
+    Cleaned,
+    CommitStage,
+    Enqueue,
+    Enqueued,
+    Park,
+    Register,
+    Release,
+    Resume,
+    SendSignal,
+    Settle,
+    Unresume,
+)
+from piecework.store.records import Occurrence, Run, Wait
+from piecework.store.verbs.loading import (
+    decided,
+    load_patches,
+    load_runs,
+    load_signals,
+    load_waiting,
+    lock_runs,
+    lock_slots,
+)
+from piecework.store.verbs.probes import BUCKET, bucket
+from piecework.store.verbs.waiting import wait_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Generator, Sequence
 
     from piecework.store.contract import Decide, Request, Script
 
+FIELDS_LIMIT = 50
+"""How many fields of one event type are looked up by value; waits on further ones are looked at one by one."""
+
+_DUE_AT_ONCE = 500
+
 
 def enqueue(items: Sequence[Enqueue], decide: Decide, now: int) -> Script:
-    """Makes runs that no event asked for; a run id that is there already is a duplicate."""
+    """Makes runs that no event asked for; a run id, or an occurrence, that is there already is a duplicate."""
     draft = Draft()
-    yield from load_runs(draft, [item.run.run_id for item in items])
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
-    return outcomes
+    earlier = yield from _occurrences(items, now)
+    mine = [item for item in items if item.occurrence is None or earlier[item.occurrence] == item.run.run_id]
+    yield from load_runs(draft, [item.run.run_id for item in mine])
+    folded = yield from decided(draft, mine, decide, now)
+    outcomes = {id(item): outcome for item, outcome in zip(mine, folded, strict=True)}
+    return [
+        outcomes[id(item)] if id(item) in outcomes else Enqueued(run_id=earlier[item.occurrence or ""], duplicate=True)
+        for item in items
+    ]
+
+
+def _occurrences(items: Sequence[Enqueue], now: int) -> Generator[Request, Any, dict[str, str]]:
+    """Which run each occurrence is: the first one that was ever asked for."""
+    first: dict[str, Occurrence] = {}
+    for item in items:
+        if item.occurrence is not None:
+            first.setdefault(item.occurrence, Occurrence(item.occurrence, item.run.run_id, now))
+    if not first:
+        return {}
+    inserted: list[Occurrence] = yield InsertMissing(list(first.values()), "occurrence")
+    runs = {row.occurrence: row.run_id for row in inserted}
+    left = sorted(first.keys() - runs.keys())
+    if left:
+        rows: list[Occurrence] = yield Read("occurrences_by_key", {"keys": left}, Occurrence)
+        runs |= {row.occurrence: row.run_id for row in rows}
+        if first.keys() - runs.keys():  # forgotten since it was found there: it may happen again
+            yield StartAgain()
+    return runs
 
 
 def commit_stage(items: Sequence[CommitStage], decide: Decide, now: int) -> Script:
     """Ends stages: state, timeline and what comes next in one commit.
 
     A run whose abort was asked for is left as it is and its outcome says so. A run that parks beside a buffered event
-    is resumed at once and stays with its owner.
+    is resumed at once and stays with its owner. Signals that the state does not hold yet are answered.
     """
     draft = Draft()
+    run_ids = [item.run_id for item in items]
     parking = [item.run_id for item in items if isinstance(item.then, Park)]
-    slots = yield from lock_slots(draft, (), parking)
-    yield from load_runs(draft, [item.run_id for item in items])
-    yield from load_queues(draft, slots.values(), len(parking))
-    yield from _load_waiting(draft, parking)
+    if parking:
+        yield from lock_slots(draft, (), parking)
+    yield from lock_runs(draft, run_ids, places=len(parking))
+    if parking:
+        yield from load_waiting(draft, parking)
+        items = yield from _indexed(items)
+    yield from load_signals(draft, run_ids)
     yield from load_patches(draft, [item.run_id for item in items if _is_repeat(draft, item)])
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
-    return outcomes
+    return (yield from decided(draft, items, decide, now))
 
 
 def _is_repeat(draft: Draft, item: CommitStage) -> bool:
     run = draft.find(Run, item.run_id)
     return run is not None and run.visit == item.visit + 1
+
+
+def _indexed(items: Sequence[CommitStage]) -> Generator[Request, Any, list[CommitStage]]:
+    """The items with their waits as they are to be found."""
+    waits = [wait for item in items if isinstance(item.then, Park) for wait in item.then.waits]
+    found = yield from _findable(waits)
+    return [
+        replace(item, then=replace(item.then, waits=tuple(found[wait.identity()] for wait in item.then.waits)))
+        if isinstance(item.then, Park)
+        else item
+        for item in items
+    ]
+
+
+def _findable(waits: Sequence[Wait]) -> Generator[Request, Any, dict[tuple[object, ...], Wait]]:
+    """Waits by their keys; one on a field beyond the limit of its type stands in the type's bucket."""
+    types = {wait.event_type for wait in waits if wait.field != BUCKET}
+    fields = {event_type: set(known) for event_type, known in (yield from wait_fields(types)).items()}
+    found: dict[tuple[object, ...], Wait] = {}
+    for wait in waits:
+        if wait.field != BUCKET:
+            known = fields[wait.event_type]
+            if wait.field not in known and len(known) >= FIELDS_LIMIT:
+                found[wait.identity()] = replace(wait, field=BUCKET, probe=bucket(wait.event_type))
+                continue
+            known.add(wait.field)
+        found[wait.identity()] = wait
+    return found
 
 
 def settle(items: Sequence[Settle], decide: Decide, now: int) -> Script:
@@ -58,31 +143,23 @@ def settle(items: Sequence[Settle], decide: Decide, now: int) -> Script:
     run_ids = [item.run_id for item in items]
     yield from lock_slots(draft, (), run_ids)
     yield from load_runs(draft, run_ids)
-    outcomes = draft.fold(items, decide, now)
-    yield from _forget_waiting(draft, run_ids)
-    yield from draft.write()
-    return outcomes
+    return (yield from decided(draft, items, decide, now))
 
 
 def cleaned(items: Sequence[Cleaned], decide: Decide, now: int) -> Script:
     """Frees the slots of ended runs and lets their successors start."""
     draft = Draft()
     run_ids = [item.run_id for item in items]
-    slots = yield from lock_slots(draft, (), run_ids)
-    yield from load_runs(draft, run_ids)
-    yield from load_queues(draft, slots.values(), len(items))
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
-    return outcomes
+    yield from lock_slots(draft, (), run_ids)
+    yield from lock_runs(draft, run_ids, places=len(items))
+    return (yield from decided(draft, items, decide, now))
 
 
 def release(items: Sequence[Release], decide: Decide, now: int) -> Script:
     """Gives runs back unfinished: whoever claims them next begins at their last checkpoint."""
     draft = Draft()
     yield from load_runs(draft, [item.run_id for item in items])
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
-    return outcomes
+    return (yield from decided(draft, items, decide, now))
 
 
 def resume(items: Sequence[Resume], decide: Decide, now: int) -> Script:
@@ -91,35 +168,47 @@ def resume(items: Sequence[Resume], decide: Decide, now: int) -> Script:
     run_ids = [item.run_id for item in items]
     yield from lock_slots(draft, (), run_ids)
     yield from load_runs(draft, run_ids)
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
-    return outcomes
+    yield from load_patches(draft, run_ids)
+    return (yield from decided(draft, items, decide, now))
+
+
+def unresume(items: Sequence[Unresume], decide: Decide, now: int) -> Script:
+    """Pauses woken runs again that could not go on; each is woken once more later, with the patch that it had."""
+    draft = Draft()
+    run_ids = [item.run_id for item in items]
+    yield from lock_slots(draft, (), run_ids)
+    yield from lock_runs(draft, run_ids, places=len(items))
+    yield from load_waiting(draft, run_ids)
+    return (yield from decided(draft, items, decide, now))
+
+
+def signal(items: Sequence[SendSignal], decide: Decide, now: int) -> Script:
+    """Keeps patches for unended runs, which merge them at their next commit."""
+    draft = Draft()
+    yield from load_runs(draft, [item.run_id for item in items])
+    return (yield from decided(draft, items, decide, now))
 
 
 def abort(items: Sequence[Abort], decide: Decide, now: int) -> Script:
     """Ends queued and paused runs at once and asks the owner of a running one to."""
     draft = Draft()
     run_ids = [item.run_id for item in items]
-    slots = yield from lock_slots(draft, (), run_ids)
-    yield from load_runs(draft, run_ids)
-    yield from load_queues(draft, slots.values(), len(items) + 1)
-    outcomes = draft.fold(items, decide, now)
-    yield from _forget_waiting(draft, run_ids)
-    yield from draft.write()
-    return outcomes
+    yield from lock_slots(draft, (), run_ids)
+    yield from lock_runs(draft, run_ids, places=len(items) + 1)
+    return (yield from decided(draft, items, decide, now))
 
 
 def due(items: Sequence[Any], decide: Decide, now: int) -> Script:
     """Wakes paused runs whose deadline has passed; every item is one look at the clock and its outcome a count."""
     draft = Draft()
-    peeked = yield Read("expired_runs", {"now": now, "limit": 500}, Run)
+    peeked = yield Read("expired_runs", {"now": now, "limit": _DUE_AT_ONCE}, Run)
     run_ids = [run.run_id for run in peeked]
     yield from lock_slots(draft, (), run_ids)
     yield from load_runs(draft, run_ids)
+    yield from load_patches(draft, run_ids)
     wakes = [Resume(run_id=run_id, reason="timeout") for run_id in run_ids]
     # Whoever was faster than the clock has won: those outcomes are failures that nobody waits for.
-    draft.fold(wakes, decide, now)
-    yield from draft.write()
+    yield from decided(draft, wakes, decide, now)
     return [len(run_ids)] * len(items)
 
 
@@ -128,36 +217,17 @@ def register_waits(items: Sequence[Register], decide: Decide, now: int) -> Scrip
     draft = Draft()
     run_ids = [item.run_id for item in items]
     yield from load_runs(draft, run_ids)
-    yield from _load_waiting(draft, run_ids)
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
-    return outcomes
+    yield from load_waiting(draft, run_ids)
+    found = yield from _findable([wait for item in items for wait in item.waits])
+    indexed = [replace(item, waits=tuple(found[wait.identity()] for wait in item.waits)) for item in items]
+    return (yield from decided(draft, indexed, decide, now))
 
 
 def append(items: Sequence[Append], decide: Decide, now: int) -> Script:
     """Adds log lines and progress to timelines; refused for a superseded epoch."""
     draft = Draft()
-    yield from load_runs(draft, [item.run_id for item in items])
-    outcomes = draft.fold(items, decide, now)
-    yield from draft.write()
-    return outcomes
-
-
-def _load_waiting(draft: Draft, run_ids: Iterable[str]) -> Generator[Request, Any, None]:
-    ids = sorted(set(run_ids))
-    if ids:
-        waits = yield Read("waits_of_runs", {"run_ids": ids}, Wait)
-        draft.load(Wait, [], waits)
-        buffered = yield Read("buffers_of_runs", {"run_ids": ids}, Buffered)
-        draft.load(Buffered, [], buffered)
-
-
-def _forget_waiting(draft: Draft, run_ids: Iterable[str]) -> Generator[Request, Any, None]:
-    """Deletes the waits and buffers of the runs that this batch ended."""
-    ended = [
-        run for run_id in set(run_ids) if (run := draft.find(Run, run_id)) is not None and run.ended_at is not None
-    ]
-    if ended:
-        ids = sorted(run.run_id for run in ended)
-        yield DeleteWhere("delete_waits", {"run_ids": ids})
-        yield DeleteWhere("delete_buffers", {"run_ids": ids})
+    # Nothing of the run changes, so the lock is shared: a commit of its own may not pass in between, other lines may.
+    ids = sorted({item.run_id for item in items})
+    rows = yield Lock(Run, [(run_id,) for run_id in ids], share=True)
+    draft.load(Run, [(run_id,) for run_id in ids], rows)
+    return (yield from decided(draft, items, decide, now))

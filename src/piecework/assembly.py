@@ -1,0 +1,157 @@
+"""Wires what an open app consists of. A node runs runs; a client has the same parts, but claims and decides nothing.
+
+`App` declares and opens; here is which part knows which. Closed from the bottom up: runs, their workers, what was
+spawned, the workflows' services, the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from piecework.clock import StoreClock
+from piecework.desk import Desk
+from piecework.ids import new_id
+from piecework.run.dispatcher import Dispatcher
+from piecework.run.folds_events import decide_fanout
+from piecework.run.intake import Intake
+from piecework.run.link import LinkServer
+from piecework.run.news import News
+from piecework.run.node import Node
+from piecework.run.retention import Retention
+from piecework.services.job import Jobs
+from piecework.services.mailing import JOB, Mailing
+from piecework.space.manager import Spaces
+from piecework.space.service import PieceKind, PieceService
+from piecework.space.supply import WorkerSupply
+from piecework.store.sqlite import SqliteStore
+from piecework.workflow.catalogue import Catalogue
+from piecework.workflow.executor import Executor
+from piecework.workflow.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from piecework.bus.subscriptions import EventBus
+    from piecework.config import Settings
+    from piecework.desk import OpenApp
+    from piecework.process import protocol
+    from piecework.process.address import Address
+    from piecework.run.kind import Kind
+    from piecework.services.transport import Transport
+    from piecework.space.piece import PieceDefinition
+    from piecework.store.contract import Store
+    from piecework.workspace.context import Host
+
+
+@dataclass(slots=True)
+class Parts:
+    """What an open app consists of; a client's node claims nothing and its dispatcher never starts.
+
+    Attributes:
+        link: Where clients of a file's node ask; None where there is none.
+    """
+
+    store: Store
+    node: Node
+    intake: Intake
+    dispatcher: Dispatcher
+    retention: Retention
+    runtime: Runtime
+    pieces: PieceService
+    jobs: Jobs
+    spaces: Spaces
+    link: LinkServer | None
+    mail: Transport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What the parts need of the app's declarations.
+
+    Attributes:
+        app: For workspaces.
+        desk_app: For whoever asks over the link.
+        bus: Its subscribers see accepted events.
+        definitions: Its pieces, by integration.
+        env: The app's layer of variables.
+        address: How workers import the app; None where it has no pieces.
+        make_init: What is in force in a worker.
+        version: Of Piecework.
+    """
+
+    app: Host
+    desk_app: OpenApp
+    bus: EventBus
+    definitions: Mapping[str, PieceDefinition]
+    env: Mapping[str, str | None]
+    address: Address | None
+    make_init: Callable[[str], protocol.Init]
+    version: str
+
+
+def assemble(declared: Declared, store: Store, settings: Settings, transport: Transport, *, serving: bool) -> Parts:
+    """Makes the parts of a node, or (not `serving`) of a client; nothing runs yet."""
+    clock = StoreClock(declared.app.clock, lambda: store.clock_offset)
+    news = News()
+    catalogue = Catalogue()
+    executor = Executor(
+        declared.app,
+        catalogue,
+        crash_limit=settings.crash_limit,
+        abort_grace_seconds=settings.abort_grace_seconds,
+        payload_limit_bytes=settings.payload_limit_bytes,
+    )
+    desk = Desk(declared.desk_app)
+    supply = None
+    if declared.address is not None and serving:
+        supply = WorkerSupply(
+            declared.address,
+            settings,
+            make_init=declared.make_init,
+            answer=lambda op, args, space: desk.answer_worker(op, args, space=space),
+            on_log=lambda line, space: pieces.on_log(line, space),  # noqa: PLW0108 - made a few lines below
+        )
+    spaces = Spaces(supply, settings, declared.app.clock)
+    pieces = PieceKind(declared.definitions, spaces, settings)
+    jobs = Jobs({JOB: Mailing(transport, settings.mail_retry_seconds)}, lambda: node)
+    kinds: dict[str, Kind] = {kind.name: kind for kind in (executor, pieces, jobs)}
+    node = Node(
+        new_id(),
+        store,
+        kinds,
+        clock,
+        news,
+        places=settings.space_concurrency,
+        lease_seconds=settings.lease_seconds,
+        version=declared.version,
+    )
+    executor.attach(node)
+    pieces.attach(node)
+    intake = Intake(store, kinds, node, declared.bus, clock, settings, deciding=serving)
+    dispatcher = Dispatcher(store, kinds, intake, clock, partial(decide_fanout, intake.matches))
+    if serving:
+        intake.on_left = dispatcher.wake
+    store.listen(lambda topics: _hear(topics, node, dispatcher))
+    return Parts(
+        store=store,
+        node=node,
+        intake=intake,
+        dispatcher=dispatcher,
+        retention=Retention(
+            store, clock, retention_seconds=settings.retention_seconds, dedup_seconds=settings.dedup_seconds
+        ),
+        runtime=Runtime(declared.app, store, node, intake, executor, catalogue, clock, declared.env, serving=serving),
+        pieces=PieceService(declared.definitions, store, node, clock, spaces),
+        jobs=jobs,
+        spaces=spaces,
+        link=LinkServer(desk.answer, beside=store.path) if isinstance(store, SqliteStore) else None,
+        mail=transport,
+    )
+
+
+def _hear(topics: frozenset[str], node: Node, dispatcher: Dispatcher) -> None:
+    node.hear(topics)
+    if topics & {"*", "inbox", "pending"}:
+        dispatcher.wake()

@@ -1,0 +1,437 @@
+"""What a client of a file's node has instead of the intake, the runtime and the pieces: the same names and answers."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from piecework.bus.event import Event
+from piecework.client.node_link import NodeLink
+from piecework.client.within import inbox_row
+from piecework.errors import InvalidStateError, NoNodeError, PieceworkError, TimeoutExceededError, ValidationError
+from piecework.ids import new_id
+from piecework.run.info import RunInfo, TimelineEntry
+from piecework.run.intake import Receipt
+from piecework.run.link import revived_error
+from piecework.space.service import PieceRecord
+from piecework.store.items import DispatchResult
+from piecework.store.values import encode_mapping
+from piecework.workflow.result import Result, RunMetadata, RunValue
+from piecework.workflow.runtime import told_event
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from piecework.bus.subscriptions import EventBus
+    from piecework.clock import Clock
+    from piecework.config import Settings
+    from piecework.run.admission import Mode
+    from piecework.services.transport import Transport
+    from piecework.workflow.definition import Workflow
+
+T = TypeVar("T")
+
+_PAGE = 200
+_WAIT_SECONDS = 20.0
+"""How long one question waits for a run: a client that goes away is forgotten after that."""
+
+
+class RemoteIntake:
+    """The door for events and jobs, as a client has it.
+
+    Args:
+        link: To the node.
+        bus: Its subscribers see what was published here.
+        clock: Tells the time.
+        limit_bytes: The largest payload.
+    """
+
+    def __init__(self, link: NodeLink, bus: EventBus, clock: Clock, limit_bytes: int) -> None:
+        self._link = link
+        self._bus = bus
+        self._clock = clock
+        self._limit = limit_bytes
+
+    async def publish(self, event: Event) -> Receipt:
+        """Publishes an event and returns when the node has made it, and what follows from it, durable.
+
+        Raises:
+            ValidationError: Something of it is not acceptable; nothing was sent.
+            NoNodeError: There is no node.
+            PieceworkError: The node refused it.
+        """
+        row = inbox_row(event, limit_bytes=self._limit, now=self._clock.now())
+        asked = {"type": event.type, "payload": event.payload, "id": row.event_id, "space": event.space}
+        answer = await self._link.ask("publish", asked)
+        results = [DispatchResult(**told) for told in answer["dispatched"]]
+        if not any(result.outcome == "duplicate" for result in results):
+            at = row.published_at
+            self._bus.tell(Event(event.type, event.payload, id=row.event_id, space=event.space, at=at))
+        return Receipt(row.event_id, results)
+
+    async def enqueue(
+        self, name: str, args: dict[str, Any], *, run_id: str | None, delay_seconds: float | None, space: str | None
+    ) -> str:
+        """Queues a job and returns its run id when it is durable.
+
+        Raises:
+            NotFoundError: The node has no such job.
+            ValidationError: The arguments are not JSON; nothing was sent.
+            NoNodeError: There is no node.
+        """
+        encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self._limit)
+        named = new_id() if run_id is None else run_id
+        asked = {"name": name, "args": args, "run_id": named, "delay_seconds": delay_seconds, "space": space}
+        queued: str = await self._link.ask("enqueue", asked)
+        return queued
+
+
+class RemoteRuntime:
+    """The door to workflows, as a client has it: see `Runtime`, whose names and answers these are."""
+
+    def __init__(self, link: NodeLink, limit_bytes: int) -> None:
+        self._link = link
+        self._limit = limit_bytes
+
+    async def register(self, workflow: Workflow, *, mode: Mode | None = None) -> None:
+        """Refuses: a workflow runs where the store is.
+
+        Raises:
+            InvalidStateError: Always.
+        """
+        del mode
+        self._refuse(f"register workflow {getattr(workflow, 'id', workflow)!r}")
+
+    async def deregister(self, workflow_id: str) -> None:
+        """Refuses: a workflow runs where the store is.
+
+        Raises:
+            InvalidStateError: Always.
+        """
+        self._refuse(f"deregister workflow {workflow_id!r}")
+
+    async def stop(self) -> None:
+        """Refuses: the runtime is the node's.
+
+        Raises:
+            InvalidStateError: Always.
+        """
+        self._refuse("stop the runtime")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise InvalidStateError(
+            f"a client cannot {what}: register on the node, the process that has {self._link.path}",
+            path=str(self._link.path),
+        )
+
+    def has_workflow(self, workflow_id: str) -> bool:
+        """Whether the node had a workflow when it was found."""
+        return workflow_id in self._link.workflows
+
+    def list_workflows(self) -> list[str]:
+        """The ids of the workflows that the node had when it was found."""
+        return list(self._link.workflows)
+
+    async def invoke(
+        self, workflow_id: str, trigger_id: str, event: Event, *, run_id: str | None = None, wait: bool = True
+    ) -> Result:
+        """Has the node run a pipeline at once, and waits until it completes, fails or pauses; see `Runtime.invoke`.
+
+        A run that a node's successor continues is waited for there. With NO_NODE it may not be known whether there is a
+        run: the error's `run_id` names it, and `invoke` with that one cannot make a second.
+        """
+        metadata: RunMetadata | None = None
+        named = new_id() if run_id is None else run_id
+        try:
+            told = told_event(event)
+            encode_mapping({"event": told}, what=f"the arguments of {workflow_id}", limit_bytes=self._limit)
+            asked = {"workflow_id": workflow_id, "trigger_id": trigger_id, "run_id": named} | told
+            result = as_result(await self._link.ask("workflows.invoke", asked))
+            metadata = result.metadata
+            return await self._attend(named, "paused", 0) if wait and result.ok else result
+        except PieceworkError as error:
+            return _failed(error, named, metadata)
+
+    async def resume(
+        self, run_id: str, patch: Mapping[str, Any] | None = None, *, wait: bool = True, token: str | None = None
+    ) -> Result:
+        """Wakes a paused run and waits until it completes, fails or pauses again; see `Runtime.resume`."""
+        metadata: RunMetadata | None = None
+        given = dict(patch or {})
+        try:
+            encode_mapping(given, what="the patch", limit_bytes=self._limit)
+            named = new_id() if token is None else token
+            told = await self._link.ask("runs.wake", {"run_id": run_id, "patch": given, "token": named})
+            result = as_result(told)
+            metadata = result.metadata
+            return await self._attend(run_id, "paused", told["resumes"]) if wait and result.ok else result
+        except PieceworkError as error:
+            return _failed(error, run_id, metadata)
+
+    async def abort(self, run_id: str, reason: str = "aborted by a call", *, token: str | None = None) -> bool:
+        """Ends a run; see `Runtime.abort`.
+
+        Returns:
+            False for a run that has ended or is being aborted already.
+
+        Raises:
+            NotFoundError: There is no such run.
+            NoNodeError: There is no node.
+        """
+        named = new_id() if token is None else token
+        answer = await self._link.ask("runs.abort", {"run_id": run_id, "reason": reason, "token": named})
+        aborted: bool = answer["aborted"]
+        return aborted
+
+    async def wait(
+        self, run_id: str, *, until: str = "ended", timeout_seconds: float | None = None, resumes: int = 0
+    ) -> Result:
+        """Waits until a run has ended, or has paused; see `Runtime.wait`.
+
+        Raises:
+            NotFoundError: There is no such run.
+            TimeoutExceededError: It did not get there in time; the run goes on.
+            NoNodeError: There is no node, or it went away and no other came in time.
+        """
+        if until not in {"ended", "paused"}:
+            raise ValidationError(f"wait(until={until!r}): choose 'ended' or 'paused'")
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await self._attend(run_id, until, resumes, timeout_seconds)
+        except TimeoutExceededError:  # one of the node's own: it is a TimeoutError too
+            raise
+        except TimeoutError:
+            raise TimeoutExceededError(
+                f"run {run_id} was not {until} within {timeout_seconds:g} s; it goes on", run_id=run_id
+            ) from None
+
+    async def _attend(self, run_id: str, until: str, resumes: int, longest_seconds: float | None = None) -> Result:
+        """Asks for a run again and again until it is there: no question outlives its client for long."""
+        seconds = _WAIT_SECONDS if longest_seconds is None else min(_WAIT_SECONDS, max(0.0, longest_seconds))
+        asked = {"run_id": run_id, "until": until, "resumes": resumes, "seconds": seconds}
+        while True:
+            told = await self._link.ask("runs.wait", asked)
+            if told is not None:
+                return as_result(told)
+
+    async def get(self, run_id: str) -> RunInfo:
+        """One run, of any kind, with its result.
+
+        Raises:
+            NotFoundError: There is no such run.
+            NoNodeError: There is no node.
+        """
+        return _of(RunInfo, await self._link.ask("runs.get", {"run_id": run_id}))
+
+    async def watch(self, workflow_id: str, run_id: str) -> RunInfo | None:
+        """One run of a workflow as it stands now; None when there is none.
+
+        Raises:
+            NoNodeError: There is no node.
+        """
+        told = await self._link.ask("runs.watch", {"workflow_id": workflow_id, "run_id": run_id})
+        return None if told is None else _of(RunInfo, told)
+
+    async def list_all_runs(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        space: str | None = None,
+        kind: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> list[RunInfo]:
+        """Runs, the newest first; see `Runtime.list_all_runs`.
+
+        Raises:
+            ValidationError: The limit is below one, or there is no such status.
+            NotFoundError: The cursor is no run.
+            NoNodeError: There is no node.
+        """
+        if limit is not None and limit < 1:
+            raise ValidationError(f"limit has to be at least 1, not {limit}")
+        asked = {"status": status, "workflow": workflow, "space": space, "kind": kind}
+        found = await _pages(self._link, "runs.list", asked, limit=limit, cursor=cursor)
+        return [_of(RunInfo, told) for told in found]
+
+    async def state(self, run_id: str) -> dict[str, Any]:
+        """A run's data as of its last commit; empty before the first.
+
+        Raises:
+            NotFoundError: There is no such run.
+            NoNodeError: There is no node.
+        """
+        told: dict[str, Any] = await self._link.ask("runs.state", {"run_id": run_id})
+        return told
+
+    async def timeline(self, run_id: str) -> list[TimelineEntry]:
+        """What happened to a run, oldest first.
+
+        Raises:
+            NotFoundError: There is no such run.
+            NoNodeError: There is no node.
+        """
+        found = await _pages(self._link, "runs.timeline", {"run_id": run_id})
+        return [_of(TimelineEntry, told) for told in found]
+
+
+class RemotePieces:
+    """The door to pieces, as a client has it: see `PieceService`, whose names and answers these are."""
+
+    def __init__(self, link: NodeLink) -> None:
+        self._link = link
+
+    async def register(
+        self,
+        *,
+        space: str,
+        piece_id: str,
+        integration: str,
+        config: dict[str, Any] | None = None,
+        every_seconds: float | None = None,
+    ) -> bool:
+        """Registers a piece, or enables it again with a new configuration; see `PieceService.register`.
+
+        Returns:
+            True when it is new, False when it was there: also when the node went away after it had registered it, and
+            another one was asked again.
+
+        Raises:
+            NotFoundError: The node has no such integration; the message suggests near names.
+            ValidationError: An id or the configuration is not acceptable.
+            NoNodeError: There is no node.
+        """
+        given = {} if config is None else config
+        encode_mapping(given, what="config")
+        asked = {"space": space, "piece_id": piece_id, "integration": integration, "config": given}
+        answer = await self._link.ask("pieces.add", asked | {"every_seconds": every_seconds})
+        added: bool = answer["added"]
+        return added
+
+    async def list(self, *, space: str | None = None) -> list[PieceRecord]:
+        """Registered pieces, of one space or of all.
+
+        Raises:
+            NoNodeError: There is no node.
+        """
+        return [_of(PieceRecord, told) for told in await _pages(self._link, "pieces.list", {"space": space})]
+
+    async def get(self, space: str, piece_id: str) -> PieceRecord:
+        """One piece.
+
+        Raises:
+            NotFoundError: There is no such piece.
+            NoNodeError: There is no node.
+        """
+        return _of(PieceRecord, await self._link.ask("pieces.get", {"space": space, "piece_id": piece_id}))
+
+    async def runs(self, space: str, piece_id: str, *, limit: int = 50) -> Sequence[RunInfo]:
+        """A piece's updates, the newest first; a queued one stands for the next.
+
+        Raises:
+            NotFoundError: There is no such piece.
+            NoNodeError: There is no node.
+        """
+        found = await _pages(self._link, "pieces.runs", {"space": space, "piece_id": piece_id}, limit=limit)
+        return [_of(RunInfo, told) for told in found]
+
+    async def run_now(self, space: str, piece_id: str, *, wait: bool = False) -> RunInfo:
+        """Makes a piece's next update due now; one that is under way is that update.
+
+        Args:
+            space: The tenant.
+            piece_id: Which piece.
+            wait: Return only when the update has ended.
+
+        Raises:
+            NotFoundError: There is no such piece.
+            NoNodeError: There is no node. One that went away is not asked again whether the update is due: it may have
+                run meanwhile, and this would be the next.
+        """
+        asked = {"space": space, "piece_id": piece_id, "wait": False}
+        info = _of(RunInfo, await self._link.ask("pieces.run", asked, again=False))
+        while wait and info.ended_at is None:
+            wanted = {"run_id": info.run_id, "seconds": _WAIT_SECONDS}
+            if await self._link.ask("runs.wait", wanted) is not None:  # what it came to stands in the run itself
+                info = _of(RunInfo, await self._link.ask("runs.get", {"run_id": info.run_id}))
+        return info
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteParts:
+    """What an open client of a file's node consists of.
+
+    Attributes:
+        link: To the node.
+        mail: Says who sends; the node does it.
+    """
+
+    link: NodeLink
+    intake: RemoteIntake
+    runtime: RemoteRuntime
+    pieces: RemotePieces
+    mail: Transport
+
+
+def remote_parts(path: Path, bus: EventBus, clock: Clock, settings: Settings, transport: Transport) -> RemoteParts:
+    """Makes the parts of a client of the node that has a store file; it has still to be found: `link.open()`."""
+    link = NodeLink(path, timeout_seconds=settings.connect_timeout_seconds)
+    limit_bytes = settings.payload_limit_bytes
+    return RemoteParts(
+        link=link,
+        intake=RemoteIntake(link, bus, clock, limit_bytes),
+        runtime=RemoteRuntime(link, limit_bytes),
+        pieces=RemotePieces(link),
+        mail=transport,
+    )
+
+
+# -- what crosses, as what it was --------------------------------------------------------------------------------
+
+
+def as_result(told: Mapping[str, Any]) -> Result:
+    """A Result as the desk told it."""
+    metadata = None if told["metadata"] is None else RunMetadata(**told["metadata"])
+    if told["error"] is not None:
+        return Result(error=revived_error(told["error"]), metadata=metadata)
+    return Result(value=RunValue(**told["value"]), metadata=metadata)
+
+
+def _failed(error: PieceworkError, run_id: str, metadata: RunMetadata | None) -> Result:
+    if isinstance(error, NoNodeError):
+        error.data["run_id"] = run_id
+    return Result(error=error, metadata=metadata)
+
+
+async def _pages(
+    link: NodeLink, op: str, asked: dict[str, Any], *, limit: int | None = None, cursor: Any = None
+) -> list[Any]:
+    """Everything that a listing has, at most `limit`, page by page."""
+    found: list[Any] = []
+    while True:
+        size = _PAGE if limit is None else min(_PAGE, limit - len(found))
+        behind = {} if cursor is None else {"cursor": cursor}
+        page = await link.ask(op, asked | {"limit": size} | behind)
+        found += page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None or (limit is not None and len(found) >= limit):
+            return found
+
+
+def _of(cls: type[T], told: dict[str, Any]) -> T:
+    """A record as it is on the node: what is named as a moment (`at`, `*_at`) is one."""
+    return cls(**{name: _moment(value) if _is_at(name) else value for name, value in told.items()})
+
+
+def _is_at(name: str) -> bool:
+    return name == "at" or name.endswith("_at")
+
+
+def _moment(text: str | None) -> datetime | None:
+    from datetime import datetime
+
+    return None if text is None else datetime.fromisoformat(text)

@@ -1,0 +1,198 @@
+"""Does what was left of events: those of the inbox, those that waited for their workflow, the rest of wide fan-outs.
+
+An event waits where whoever accepted it could not decide: a client, a transaction of somebody else's, a node that lacks
+the workflow's newest version. Any node that can does it; two that try at once do it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from piecework.bus.event import Event
+from piecework.errors import ClosedError, PieceworkError, StoreError, StoreFullError, StoreUnavailableError
+from piecework.run.folds_events import decide_dispatch
+from piecework.store.items import ContinueFanout, Dispatch
+from piecework.store.records import Delivery, EventRow, Fanout, Inbox, RouteRow
+from piecework.store.verbs.dispatch import continue_fanout, dispatch
+from piecework.telemetry import signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from piecework.clock import Clock
+    from piecework.run.intake import Intake
+    from piecework.run.kind import Kind
+    from piecework.store.contract import Decide, Store
+    from piecework.store.items import Dispatched, FannedOut, Route
+
+_AT_ONCE = 200
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 10.0
+
+
+class Dispatcher:
+    """Does what is left of events, on one node.
+
+    Args:
+        store: Open.
+        kinds: By their names; those with versions have triggers.
+        intake: Takes events in and tells what became of them.
+        clock: Sleeps between looks.
+        decide_fanout: The fold of fan-outs; one object for the node's whole life.
+    """
+
+    def __init__(
+        self, store: Store, kinds: Mapping[str, Kind], intake: Intake, clock: Clock, decide_fanout: Decide
+    ) -> None:
+        self._store = store
+        self._kinds = kinds
+        self._intake = intake
+        self._clock = clock
+        self._decide_fanout = decide_fanout
+        self._wanted = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to look."""
+        self._wanted.set()
+        self._task = asyncio.create_task(self._run(), name="piecework-dispatcher")
+
+    def wake(self) -> None:
+        """Makes it look now."""
+        self._wanted.set()
+
+    async def stop(self) -> None:
+        """Ends what is under way and looks no more. Stopping twice, or before the start, is harmless."""
+        self._stopping = True
+        self._wanted.set()
+        if self._task is not None:
+            await self._task
+
+    async def look(self) -> bool:
+        """Does everything that is there to do; answers whether there was something.
+
+        Raises:
+            StoreError: The store failed; what was not done is done at the next look.
+        """
+        busy = False
+        for part in (self._empty_inbox, self._dispatch_pending, self._fan_out):
+            busy = await part() or busy
+        return busy
+
+    async def _run(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while not self._stopping:
+            self._wanted.clear()
+            busy, trouble = False, False
+            try:
+                busy = await self.look()
+            except ClosedError:
+                return
+            except StoreError as error:
+                trouble = True
+                signals.emit(signals.NODE_TROUBLE, level="error", what="dispatching events", error=error.message)
+            pause = _FIRST_PAUSE_SECONDS if busy else min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            await self._rest(pause if trouble or self._store.shared else None)
+
+    async def _rest(self, seconds: float | None) -> None:
+        """Waits to be woken; where others write too their word may get lost, so it looks by itself now and then."""
+        if seconds is None:
+            await self._wanted.wait()
+            return
+        wanted = asyncio.ensure_future(self._wanted.wait())
+        asleep = asyncio.ensure_future(self._clock.sleep(seconds))
+        await asyncio.wait({wanted, asleep}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (wanted, asleep):
+            task.cancel()
+        await asyncio.gather(wanted, asleep, return_exceptions=True)
+
+    # -- its parts -----------------------------------------------------------------------------------------------
+
+    async def _empty_inbox(self) -> bool:
+        """Accepts what was published inside transactions that have committed since."""
+        after, some = 0, False
+        while not self._stopping:
+            rows = await self._store.read("inbox", {"after": after, "limit": _AT_ONCE}, Inbox)
+            if not rows:
+                return some
+            some, after = True, rows[-1].inbox_seq
+            await self._all([self._intake.move(row) for row in rows], "accepting from the inbox")
+        return some
+
+    async def _dispatch_pending(self) -> bool:
+        """Decides events that waited for workflows which are here in their newest version."""
+        mine = await self._newest_here()
+        after, after_id, some = 0, "", False
+        while mine and not self._stopping:
+            params = {"workflow_ids": sorted(mine), "after": after, "after_id": after_id, "limit": _AT_ONCE}
+            rows: list[Delivery] = await self._store.read("pending_deliveries", params, Delivery)
+            if not rows:
+                return some
+            some, after, after_id = True, rows[-1].event_seq, rows[-1].workflow_id
+            seqs = sorted({row.event_seq for row in rows})
+            found: list[EventRow] = await self._store.read("events_by_seq", {"seqs": seqs}, EventRow)
+            events = {row.seq: row for row in found}
+            known = [row for row in rows if row.event_seq in events]
+            jobs = [self._dispatch(row, events[row.event_seq], mine[row.workflow_id]) for row in known]
+            await self._all(jobs, "dispatching pending events")
+        return some
+
+    async def _newest_here(self) -> dict[str, str | None]:
+        versions = {name: version for kind in self._kinds.values() for name, version in kind.versions().items()}
+        if not versions:
+            return {}
+        rows: list[RouteRow] = await self._store.read(
+            "routes_of_workflows", {"workflow_ids": sorted(versions)}, RouteRow
+        )
+        newest = {row.workflow_id: row.version for row in rows}
+        return {name: version for name, version in versions.items() if newest.get(name, version) == version}
+
+    async def _dispatch(self, row: Delivery, stored: EventRow, version: str | None) -> None:
+        event = as_event(stored)
+        routes: Sequence[Route] = [
+            route
+            for kind in self._kinds.values()
+            for route in kind.routes(event)
+            if route.workflow_id == row.workflow_id
+        ]
+        item = Dispatch(event_seq=row.event_seq, workflow_id=row.workflow_id, version=version, routes=tuple(routes))
+        told: Callable[[Dispatched], None] = self._intake.dispatched
+        await self._store.run(dispatch, item, decide_dispatch, self._clock.now(), told)
+
+    async def _fan_out(self) -> bool:
+        """Wakes the rest of those that wait for an event which more wait for than one commit wakes."""
+        some = False
+        rows: list[Fanout] = await self._store.read("open_fanouts", {"limit": _AT_ONCE}, Fanout)
+        for row in rows:
+            more = True
+            while more and not self._stopping:
+                some = True
+                item = ContinueFanout(event_seq=row.event_seq)
+                answer: FannedOut = await self._store.run(
+                    continue_fanout, item, self._decide_fanout, self._clock.now(), self._intake.fanned_out
+                )
+                more = answer.more
+        return some
+
+    async def _all(self, jobs: Sequence[Any], what: str) -> None:
+        """Awaits all; one that is refused is shown and stays where it is, the others go on.
+
+        Raises:
+            StoreError: The store itself failed.
+        """
+        for outcome in await asyncio.gather(*jobs, return_exceptions=True):
+            if isinstance(outcome, StoreUnavailableError | StoreFullError | ClosedError):
+                raise outcome
+            if isinstance(outcome, PieceworkError | msgspec.DecodeError):
+                signals.emit(signals.NODE_TROUBLE, level="error", what=what, error=str(outcome))
+            elif isinstance(outcome, BaseException):
+                raise outcome
+
+
+def as_event(row: EventRow) -> Event:
+    """A stored event as its workflows see it."""
+    return Event(row.type, msgspec.json.decode(row.payload), id=row.event_id, space=row.space, at=row.accepted_at)

@@ -1,0 +1,2 @@
+-- Removes events.
+DELETE FROM events WHERE seq IN (:seqs)

@@ -1,0 +1,2 @@
+-- Forgets nodes.
+DELETE FROM nodes WHERE node_id IN (:node_ids)

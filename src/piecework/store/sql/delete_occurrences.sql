@@ -1,0 +1,2 @@
+-- Lets occurrences come again.
+DELETE FROM occurrences WHERE occurrence IN (:keys)

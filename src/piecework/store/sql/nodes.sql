@@ -1,0 +1,2 @@
+-- The nodes that have said something of themselves.
+SELECT {columns} FROM nodes ORDER BY node_id

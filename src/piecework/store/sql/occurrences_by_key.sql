@@ -1,0 +1,2 @@
+-- Which runs occurrences became.
+SELECT {columns} FROM occurrences WHERE occurrence IN (:keys)

@@ -1,0 +1,2 @@
+-- Events that still fan out.
+SELECT {columns} FROM fanouts ORDER BY event_seq LIMIT :limit

@@ -1,0 +1,2 @@
+-- Spaces by name.
+SELECT {columns} FROM spaces WHERE space IN (:spaces)

@@ -1,2 +1,0 @@
--- Waits that an event may match.
-SELECT {columns} FROM waits WHERE probe IN (:probes)

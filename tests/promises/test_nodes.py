@@ -1,0 +1,156 @@
+"""Several nodes on one database: they share the work, and none does what is another's."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from piecework import Settings, Stage, Transient, WaitFor, Workflow
+from piecework.store.items import Claim, TakeOver
+from piecework.store.postgres import PostgresStore
+from piecework.store.records import NodeRow
+
+from .flows import Gate, flow, paused, run_id_of
+
+pytestmark = pytest.mark.engines("postgres")
+LIMIT = 20
+QUICK = Settings(lease_seconds=1.5, heartbeat_seconds=0.3)
+
+
+def counting(seen, node, *, hold=None):
+    """A workflow whose step tells which node did it."""
+
+    async def work(ctx):
+        seen.append((node, ctx.run_id))
+        if hold is not None:
+            await hold.wait()
+
+    return flow(work)
+
+
+@pytest.mark.covers("N56")
+async def test_two_nodes_share_the_work(make_app):
+    """Every run is done once, whichever node does it; a node that has its hands full leaves the rest to the other."""
+    seen, hold = [], asyncio.Event()
+    mode = Transient(concurrency=2000, capacity=0)
+    async with (
+        make_app(counting(seen, "one", hold=hold), mode=mode) as one,
+        make_app(counting(seen, "two", hold=hold), mode=mode) as two,
+    ):
+        receipts = await asyncio.gather(*(one.publish("go") for _ in range(700)))
+        while len(seen) < 700:  # a node takes at most 500
+            await asyncio.sleep(0)
+        hold.set()
+        ids = [run_id_of(receipt) for receipt in receipts]
+        results = await asyncio.gather(*(two.runtime.wait(run_id, timeout_seconds=LIMIT) for run_id in ids))
+    assert all(result.ok for result in results)
+    assert sorted(run_id for _, run_id in seen) == sorted(ids)
+    assert {node for node, _ in seen} == {"one", "two"}
+
+
+@pytest.mark.covers("N57")
+async def test_what_a_dead_node_had_is_taken_over(make_app, hearts):
+    """When a node says nothing more its runs go on elsewhere once its lease has ended; its late write is refused."""
+    seen, hold = [], asyncio.Event()
+    async with make_app(counting(seen, "one", hold=hold), settings=QUICK) as one:
+        run_id = run_id_of(await one.publish("go"))
+        while not seen:
+            await asyncio.sleep(0)
+        await silence(one, hearts)
+        async with make_app(counting(seen, "two"), settings=QUICK) as two:
+            assert (await two.runtime.wait(run_id, timeout_seconds=LIMIT)).ok
+            before = await two.runtime.timeline(run_id)
+            hold.set()  # the zombie comes to its end now
+            while one.node.in_flight:
+                await asyncio.sleep(0)
+            assert await two.runtime.timeline(run_id) == before
+    assert [node for node, _ in seen] == ["one", "two"]
+
+
+@pytest.fixture
+def hearts(monkeypatch):
+    """The heartbeats of the stores that this test opens."""
+    made, make = {}, PostgresStore.heartbeat
+
+    def keep(store, *args, **options):
+        made[store] = make(store, *args, **options)
+        return made[store]
+
+    monkeypatch.setattr(PostgresStore, "heartbeat", keep)
+    return made
+
+
+async def silence(app, hearts):
+    """Makes a node say nothing more: it neither renews its lease nor looks after others or claims."""
+    submit = app.store.run
+
+    async def mute(verb, item, decide, now, then=None):
+        if isinstance(item, Claim | TakeOver):
+            return []
+        return await submit(verb, item, decide, now, then)
+
+    app.store.run = mute
+    await hearts[app.store].stop()
+
+
+@pytest.mark.covers("N58")
+async def test_a_living_node_keeps_what_it_has(make_app):
+    """A run that takes longer than the lease stays its node's, for as long as that node lives."""
+    seen, gate = [], Gate()
+
+    async def work(ctx):
+        seen.append(ctx.attempt)
+        await gate(ctx)
+
+    async with make_app(flow(work), settings=QUICK) as one, make_app(flow(work), settings=QUICK) as two:
+        run_id = run_id_of(await one.publish("go"))
+        await gate.reached.get()
+        begun = await renewals(one)
+        while await renewals(two) < begun + 3_000_000:  # two leases long
+            await asyncio.sleep(0.05)
+        gate.open.set()
+        assert (await two.runtime.wait(run_id, timeout_seconds=LIMIT)).ok
+    assert seen == [1]
+
+
+async def renewals(app):
+    """When the nodes of a store have last said that they live, the one that is silent for longest."""
+    return min(row.renewed_at for row in await app.store.read("nodes", {}, NodeRow))
+
+
+@pytest.mark.covers("N59")
+async def test_an_abort_reaches_the_node_that_has_the_run(make_app):
+    """`abort` on one node ends a run that executes on another."""
+    gate = Gate()
+    async with make_app(flow(gate)) as one:
+        run_id = run_id_of(await one.publish("go"))
+        await gate.reached.get()
+        async with make_app() as two:
+            assert await two.runtime.abort(run_id, "enough")
+            result = await two.runtime.wait(run_id, timeout_seconds=LIMIT)
+    assert result.error.code == "ABORTED"
+
+
+async def test_an_event_wakes_a_run_wherever_it_was_published(make_app):
+    """A run that one node parked is woken by an event that another accepted, and goes on on either."""
+    waits = Workflow("flow", on="go", stages=[Stage("ask", wait=WaitFor("yes", id=7)), Stage("after")])
+    async with make_app(waits) as one, make_app(waits) as two:
+        run_id = await paused(one, await one.publish("go"))
+        outcomes = [result.outcome for result in (await two.publish("yes", {"id": 7})).dispatched]
+        assert outcomes == ["resumed"]
+        assert (await one.runtime.wait(run_id, timeout_seconds=LIMIT)).ok
+
+
+async def test_a_node_that_stops_leaves_its_runs_to_others_at_once(make_app):
+    """A node that is closed gives its runs back: the other does not wait for a lease to end."""
+    seen, hold = [], asyncio.Event()
+    async with make_app(counting(seen, "two")) as two:
+        await two.runtime.deregister("flow")
+        async with make_app(counting(seen, "one", hold=hold), settings=Settings(close_timeout_seconds=0.1)) as one:
+            run_id = run_id_of(await one.publish("go"))
+            while not seen:
+                await asyncio.sleep(0)
+            await two.runtime.register(counting(seen, "two"))
+        assert (await two.runtime.wait(run_id, timeout_seconds=LIMIT)).ok
+    assert [node for node, _ in seen] == ["one", "two"]
