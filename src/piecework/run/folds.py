@@ -109,7 +109,7 @@ def decide_commit_stage(draft: Draft, item: CommitStage, now: int) -> Progress:
     if run.visit == item.visit + 1:
         return _repeated(draft, run, item)
     check_held(run)
-    if run.visit != item.visit or Status(run.status) is not Status.RUNNING:
+    if run.visit != item.visit or run.status != Status.RUNNING:
         raise InvalidStateError(
             f"run {run.run_id} {words(run)} and has {run.visit} stages behind it: the end of its stage {item.visit} "
             "is not what comes next",
@@ -118,20 +118,27 @@ def decide_commit_stage(draft: Draft, item: CommitStage, now: int) -> Progress:
         )
     if run.abort_reason is not None:
         return Progress(outcome="aborted", reason=run.abort_reason, decision=run.decision)
-    run = _without_signals(draft, run, item.signalled)
-    run = forget_patch(draft, replace(run, visit=run.visit + 1, attempt=0))
-    run = write_entries(draft, run, item.entries, now)
+    run = forget_patch(draft, _without_signals(draft, run, item.signalled))
     draft.append(RunValue(run.run_id, "state", item.state))
+    if isinstance(item.then, Continue):  # nearly every one: the row is made once
+        run = _next_stage(draft, run, item, item.then.stage, now)
+        draft.put(run)
+        return Progress(outcome="continued", decision=run.decision, signals=_signals(draft, run))
+    run = _next_stage(draft, run, item, run.stage, now)
     match item.then:
-        case Continue(stage=stage):
-            draft.put(replace(run, stage=stage))
-            return Progress(outcome="continued", decision=run.decision, signals=_signals(draft, run))
         case Defer(due_at=due_at):
             check_move(run.run_id, run.status, Status.QUEUED)
             draft.put(replace(run, status=Status.QUEUED, owner=None, due_at=due_at))
             return Progress(outcome="deferred", decision=run.decision)
         case Park():
             return _park(draft, run, item.then, now)
+
+
+def _next_stage(draft: Draft, run: Run, item: CommitStage, stage: str | None, now: int) -> Run:
+    """A run behind the stage that it was at, its timeline written; attempts begin anew."""
+    for number, entry in enumerate(item.entries, start=run.decision + 1):
+        draft.append(Entry(run.run_id, number, 0, 0, now, entry.source, entry.type, entry.path, entry.payload))
+    return replace(run, visit=run.visit + 1, attempt=0, stage=stage, decision=run.decision + len(item.entries))
 
 
 def _repeated(draft: Draft, run: Run, item: CommitStage) -> Progress:

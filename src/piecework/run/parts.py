@@ -144,8 +144,9 @@ def keep_patch(draft: Draft, run: Run, patch: bytes) -> Run:
 
 def forget_patch(draft: Draft, run: Run) -> Run:
     """Forgets the patch of a resume that has been taken in, or never will be."""
-    if run.patched:
-        draft.remove(RunValue, run.run_id, "patch")
+    if not run.patched:
+        return run
+    draft.remove(RunValue, run.run_id, "patch")
     return replace(run, patched=0)
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from piecework.store.contract import Request
 
+_OF_RUNS = frozenset(cls for cls in TABLES if "run_id" in cls.__struct_fields__ and cls is not Run)
+"""The tables whose rows belong to a run."""
+
 R = TypeVar("R", bound=Record)
 _Key = tuple[object, ...]
 _Rows = dict[_Key, Record | None]
@@ -47,10 +50,10 @@ class Draft:
             keys: All the keys that were asked for.
             rows: What was found.
         """
-        before = self._before[cls]
+        before, indexed = self._before[cls], cls in _OF_RUNS
         for row in rows:
             key = row.identity()
-            if before.setdefault(key, row) is row:
+            if before.setdefault(key, row) is row and indexed:
                 self._index(cls, key, row)
         for key in keys:
             before.setdefault(key, None)
@@ -97,7 +100,7 @@ class Draft:
     def put(self, record: Record) -> None:
         """Replaces a loaded row, or fills a key that is known to be missing."""
         cls, key = type(record), record.identity()
-        if not self.knows(cls, *key):
+        if key not in self._before[cls] and key not in self._after[cls]:
             raise LookupError(f"{cls.__name__} {key} was not loaded into the draft")
         self._set(cls, key, record)
 
@@ -188,10 +191,8 @@ class Draft:
         after = self._after[cls]
         self._journal.append((cls, key, after.get(key), key in after))
         after[key] = row
-        if row is not None:
+        if row is not None and cls in _OF_RUNS:
             self._index(cls, key, row)
 
-    def _index(self, cls: type[Record], key: _Key, row: Record) -> None:
-        run_id = getattr(row, "run_id", None)
-        if run_id is not None and cls is not Run:
-            self._of_run[cls].setdefault(run_id, {})[key] = None
+    def _index(self, cls: type[Record], key: _Key, row: Any) -> None:
+        self._of_run[cls].setdefault(row.run_id, {})[key] = None

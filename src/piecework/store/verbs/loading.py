@@ -155,7 +155,7 @@ def conclude(draft: Draft) -> Generator[Request, Any, None]:
     due: dict[str, int] = {}
     topics: list[str] = []
     for before, run in draft.changed(Run):
-        if run is None:
+        if run is None or (before is not None and _stays(before, run)):
             continue
         was = before or run
         if run.ended_at is not None and (before is None or before.ended_at is None):
@@ -181,6 +181,17 @@ def conclude(draft: Draft) -> Generator[Request, Any, None]:
         yield from lower_spaces(due)
     if topics:
         yield Tell(topics)
+
+
+def _stays(before: Run, run: Run) -> bool:
+    """Whether a run merely goes on where it is, as at the end of nearly every stage: nobody has to hear of it."""
+    return (
+        run.due_at is None
+        and run.ended_at is None
+        and run.abort_reason is None
+        and run.status == before.status
+        and run.patched == before.patched
+    )
 
 
 def lower_spaces(due: dict[str, int]) -> Generator[Request, Any, None]:

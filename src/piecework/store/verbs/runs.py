@@ -100,7 +100,9 @@ def commit_stage(items: Sequence[CommitStage], decide: Decide, now: int) -> Scri
         yield from load_waiting(draft, parking)
         items = yield from _indexed(items)
     yield from load_signals(draft, run_ids)
-    yield from load_patches(draft, [item.run_id for item in items if _is_repeat(draft, item)])
+    repeats = [item.run_id for item in items if _is_repeat(draft, item)]
+    if repeats:
+        yield from load_patches(draft, repeats)
     return (yield from decided(draft, items, decide, now))
 
 
