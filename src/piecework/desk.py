@@ -316,13 +316,34 @@ class AbortRun(Form, frozen=True):
 
 
 class ListWorkflows(Form, frozen=True):
-    """Lists the ids of the workflows that are registered: `{items, next_cursor}`."""
+    """Lists the ids of the workflows that are registered on the node: `{items, next_cursor}`."""
 
     op: ClassVar[str] = "workflows.list"
 
     async def answer(self, app: OpenApp) -> Any:
         """All of them."""
         return _page(app.runtime.list_workflows())
+
+
+class RegisteredWorkflows(Form, frozen=True):
+    """Lists the workflows that events find, wherever they are registered: `{items, next_cursor}`."""
+
+    op: ClassVar[str] = "workflows.registered"
+
+    async def answer(self, app: OpenApp) -> Any:
+        """All of them, as WorkflowInfos."""
+        return _page(await app.runtime.registered())
+
+
+class RetireWorkflow(Form, frozen=True):
+    """Ends a workflow that no node has any more: `{workflow_id, dropped}`."""
+
+    op: ClassVar[str] = "workflows.retire"
+    workflow_id: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """What waited for it is dropped."""
+        return {"workflow_id": self.workflow_id, "dropped": await app.runtime.retire(self.workflow_id)}
 
 
 class InvokeWorkflow(Form, frozen=True):
@@ -489,6 +510,8 @@ _FORMS: dict[str, type[Form]] = {
         Publish,
         Enqueue,
         ListWorkflows,
+        RegisteredWorkflows,
+        RetireWorkflow,
         InvokeWorkflow,
         ListRuns,
         GetRun,

@@ -45,6 +45,20 @@ def test_a_second_event_of_one_id_is_a_duplicate(ask):
     assert first["dispatched"][0]["run_id"] == second["dispatched"][0]["run_id"]
 
 
+def test_workflows_are_listed(ask):
+    """`workflows list` shows each workflow with its event types and how many nodes have it."""
+    page = ask("workflows", "list", "--json").json
+    (info,) = [item for item in page["items"] if item["workflow_id"] == "order"]
+    assert (info["events"], len(info["nodes"]), info["pending"]) == (["order.placed"], 1, 0)
+    assert "order.placed" in ask("workflows", "list").out
+
+
+def test_a_workflow_that_a_node_has_is_not_retired(ask, fail):
+    """`workflows retire` refuses while a node has it, and names one that there is not."""
+    assert "deregister it there" in fail("workflows", "retire", "order")
+    assert "order" in fail("workflows", "retire", "oder")
+
+
 def test_runs_are_listed(ask, order):
     """`runs list` shows whole run ids, names and what each waits for."""
     out = ask("runs", "list", "--status", "paused").out

@@ -278,6 +278,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.covers("N71")
 @pytest.mark.parametrize(("rule", "subject", "statements"), PLANTED)
 async def test_a_planted_contradiction_is_found(raw, found, rule, subject, statements):
     """Exactly what was planted is found, by its name."""

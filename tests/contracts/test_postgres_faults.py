@@ -145,6 +145,7 @@ async def test_a_commit_whose_answer_never_comes(postgres_url):
 # The server
 
 
+@pytest.mark.covers("N69")
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_a_server_that_is_restarted(server, mortal_url, end):
     """What is submitted and asked while the server is away waits for it and is answered."""
@@ -333,6 +334,7 @@ async def test_a_heart_beats_in_the_databases_time(postgres_url, lease):
     assert abs(behind) < 100_000_000
 
 
+@pytest.mark.covers("N70")
 async def test_a_loop_that_stands_still(store, lease):
     """While the loop stands still for too long nothing is renewed, and it is said once; then the heart beats on."""
     stalled, said = threading.Event(), []

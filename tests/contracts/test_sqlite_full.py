@@ -144,6 +144,7 @@ async def test_only_what_finds_no_room_is_refused(store):
     assert await stored(store, range(5)) == {"job-0", "job-2", "job-4"}
 
 
+@pytest.mark.covers("N68")
 async def test_the_store_goes_on_when_there_is_room(store):
     """What was refused can be written as soon as there is room, on the same open store."""
     verbs = Verbs(store)

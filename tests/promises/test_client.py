@@ -81,6 +81,7 @@ async def paused_run(client, **payload):
 # -- what crosses ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("N64")
 async def test_a_client_publishes_and_the_node_runs(pair):
     """What a client publishes is durable when it returns, a node runs it, and the client sees what it came to."""
     ran = []
@@ -429,6 +430,7 @@ async def test_a_run_is_aborted_from_another_node(make_app, gate):
         assert isinstance((await node.runtime.wait(run_id, timeout_seconds=20)).error, AbortedError)
 
 
+@pytest.mark.covers("N67")
 @SERVER
 async def test_the_newest_version_decides(make_app):
     """Of two nodes the one with the newest version of a workflow decides its events, whoever accepts them."""
@@ -444,6 +446,7 @@ async def test_the_newest_version_decides(make_app):
         assert asked.count("2") == 4
 
 
+@pytest.mark.covers("N61")
 @SERVER
 async def test_nothing_is_lost_while_nobody_is_there(make_app):
     """What is published while no node has the workflow waits for one, and starts in the order of its coming."""
@@ -483,6 +486,7 @@ async def test_deregistering_on_the_last_node_drops_what_waits(make_app):
 # -- finding the node --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("N65")
 @FILE
 async def test_without_a_node_a_client_says_how_to_start_one(make_app, tmp_path):
     """A client that finds no node in time is refused with NO_NODE and how to start one; nothing stays open."""
@@ -508,6 +512,7 @@ async def test_a_client_waits_until_a_node_is_there(make_app):
         assert await asking == ["flow"]
 
 
+@pytest.mark.covers("N66")
 @FILE
 async def test_a_client_follows_the_node_s_successor(make_app, gate):
     """A client that waits for a run while its node stops goes on with the next node of the file."""

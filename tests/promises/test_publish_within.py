@@ -101,6 +101,7 @@ async def fail_within(transaction, publish):
         raise ZeroDivisionError
 
 
+@pytest.mark.covers("N62")
 async def test_an_event_comes_with_the_commit(make_app, transaction, ran):
     """An event published inside a transaction is nothing before the commit, and a run soon after it."""
     async with make_app(flow(ran)) as app:
@@ -114,6 +115,7 @@ async def test_an_event_comes_with_the_commit(make_app, transaction, ran):
         assert (event.type, event.payload, event.id, event.space) == ("go", {"n": 1}, "evt-1", "acme")
 
 
+@pytest.mark.covers("N62")
 async def test_an_event_goes_with_the_rollback(make_app, transaction, ran):
     """An event published inside a transaction that is rolled back never was."""
     async with make_app(flow(ran)) as app:
@@ -125,6 +127,7 @@ async def test_an_event_goes_with_the_rollback(make_app, transaction, ran):
         assert len(await app.runtime.list_all_runs()) == 1
 
 
+@pytest.mark.covers("N63")
 async def test_transactions_do_not_wait_for_each_other(make_app, transaction, ran):
     """Two open transactions with the same event id go their own ways: both commit, and there is one run."""
     async with make_app(flow(ran)) as app:
@@ -138,6 +141,7 @@ async def test_transactions_do_not_wait_for_each_other(make_app, transaction, ra
         assert {result.outcome for result in (await app.publish("go", id="evt-1")).dispatched} == {"duplicate"}
 
 
+@pytest.mark.covers("N63")
 async def test_transactions_of_one_slot_do_not_wait_for_each_other(make_app, transaction, ran):
     """Two open transactions may publish for one slot of a serialized workflow: its runs come one after the other."""
     async with make_app(flow(ran), mode=Serialized(key=lambda event: "one")) as app:

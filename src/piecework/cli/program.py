@@ -19,6 +19,7 @@ from piecework.cli.runs import runs
 from piecework.cli.serve import serve
 from piecework.cli.store import store
 from piecework.cli.telling import clean
+from piecework.cli.workflows import workflows
 from piecework.errors import PieceworkError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ program = cyclopts.App(
 )
 for command in (serve, demo, doctor):
     program.command(command)
-for group in (events, runs, pieces, store):
+for group in (events, workflows, runs, pieces, store):
     program.command(group)
 
 

@@ -11,7 +11,7 @@ from piecework.client.node_link import NodeLink
 from piecework.client.within import inbox_row
 from piecework.errors import InvalidStateError, NoNodeError, PieceworkError, TimeoutExceededError, ValidationError
 from piecework.ids import new_id
-from piecework.run.info import RunInfo, TimelineEntry
+from piecework.run.info import RunInfo, TimelineEntry, WorkflowInfo
 from piecework.run.intake import Receipt
 from piecework.run.link import revived_error
 from piecework.space.service import PieceRecord
@@ -134,6 +134,21 @@ class RemoteRuntime:
     def list_workflows(self) -> list[str]:
         """The ids of the workflows that the node had when it was found."""
         return list(self._link.workflows)
+
+    async def registered(self) -> list[WorkflowInfo]:
+        """The workflows that events find."""
+        items = (await self._link.ask("workflows.registered", {}))["items"]
+        return [WorkflowInfo(**item) for item in items]
+
+    async def retire(self, workflow_id: str) -> int:
+        """Ends a workflow that no node has any more; see `Runtime.retire`.
+
+        Raises:
+            NotFoundError: There is none.
+            InvalidStateError: A living node has it.
+        """
+        answer = await self._link.ask("workflows.retire", {"workflow_id": workflow_id})
+        return int(answer["dropped"])
 
     async def invoke(
         self, workflow_id: str, trigger_id: str, event: Event, *, run_id: str | None = None, wait: bool = True

@@ -92,6 +92,25 @@ class TimelineEntry:
     attempt: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowInfo:
+    """A workflow that events find, wherever it is registered.
+
+    Attributes:
+        workflow_id: Its id.
+        version: The newest that was registered; one that begins with "#" is a digest of its shape.
+        events: The event types of its triggers.
+        nodes: The living nodes that have it.
+        pending: How many events wait for a node that has it.
+    """
+
+    workflow_id: str
+    version: str | None
+    events: list[str]
+    nodes: list[str]
+    pending: int
+
+
 def run_info(run: Run, *, result: bytes | None = None) -> RunInfo:
     """Tells a row as a RunInfo."""
     created_at = as_datetime(run.created_at)

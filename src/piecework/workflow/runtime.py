@@ -11,16 +11,23 @@ from piecework.container.container import Container
 from piecework.container.env import EnvService
 from piecework.container.registry import Recipe, Registry
 from piecework.container.scope import Scope
-from piecework.errors import NotFoundError, PieceworkError, StoppedError, TimeoutExceededError, ValidationError
+from piecework.errors import (
+    InvalidStateError,
+    NotFoundError,
+    PieceworkError,
+    StoppedError,
+    TimeoutExceededError,
+    ValidationError,
+)
 from piecework.ids import new_id
 from piecework.run.admission import Transient, slot_of
 from piecework.run.folds import decide_abort, decide_resume
 from piecework.run.folds_nodes import decide_raise_limit, decide_routes, no_decision
-from piecework.run.info import RunInfo, TimelineEntry, run_info, timeline_entry
+from piecework.run.info import RunInfo, TimelineEntry, WorkflowInfo, run_info, timeline_entry
 from piecework.run.intake import check_payload
 from piecework.run.lifecycle import ENDED, Status
-from piecework.store.items import Abort, Aborted, Raised, RaiseLimit, RegisterRoutes, Resume, RetireWorkflow
-from piecework.store.records import Entry, NodeRow, Run
+from piecework.store.items import Abort, Aborted, Raised, RaiseLimit, RegisterRoutes, Resume, Retired, RetireWorkflow
+from piecework.store.records import Entry, NodeRow, RouteRow, Run, WorkflowRow
 from piecework.store.records import RunValue as StoredValue
 from piecework.store.values import check_identifier, decode, encode_mapping
 from piecework.store.verbs.nodes import raise_limit, register_routes, retire_workflow
@@ -168,6 +175,48 @@ class Runtime:
     def list_workflows(self) -> list[str]:
         """The ids of the registered workflows."""
         return self._catalogue.ids()
+
+    async def registered(self) -> list[WorkflowInfo]:
+        """The workflows that events find, on whatever node they are registered."""
+        rows: list[WorkflowRow] = await self._store.read("list_workflows", {}, WorkflowRow)
+        ids = [row.workflow_id for row in rows]
+        routes: list[RouteRow] = await self._store.read("routes_of_workflows", {"workflow_ids": ids}, RouteRow)
+        pending = dict(await self._store.read("pending_counts", {}))
+        nodes = {node.node_id: decode(node.workflows) for node in await self._living()}
+        return [
+            WorkflowInfo(
+                workflow_id=row.workflow_id,
+                version=row.version,
+                events=[route.event_type for route in routes if route.workflow_id == row.workflow_id],
+                nodes=[node_id for node_id, names in nodes.items() if row.workflow_id in names],
+                pending=pending.get(row.workflow_id, 0),
+            )
+            for row in rows
+        ]
+
+    async def retire(self, workflow_id: str) -> int:
+        """Ends a workflow that no node has any more: no more events are kept for it. Answers how many were dropped.
+
+        Raises:
+            NotFoundError: No such workflow was ever registered, or it is retired already.
+            InvalidStateError: A living node has it: deregister it there.
+        """
+        known = [info.workflow_id for info in await self.registered()]
+        if workflow_id not in known:
+            raise NotFoundError.among("workflow", workflow_id, known)
+        item = RetireWorkflow(workflow_id=workflow_id)
+        outcome: Retired = await self._store.run(retire_workflow, item, no_decision, self._clock.now())
+        if outcome.nodes:
+            raise InvalidStateError(
+                f"workflow {workflow_id!r} is registered on {', '.join(outcome.nodes)}: deregister it there, or stop "
+                "that node, before it is retired",
+                workflow_id=workflow_id,
+            )
+        return outcome.dropped
+
+    async def _living(self) -> list[NodeRow]:
+        nodes: list[NodeRow] = await self._store.read("nodes", {}, NodeRow)
+        return [node for node in nodes if node.expires_at is None or node.expires_at > self._clock.now()]
 
     async def stop(self) -> None:
         """Deregisters every workflow and takes no more. Stopping twice is harmless.
@@ -426,9 +475,7 @@ class Runtime:
         if not self._store.shared:
             self._catalogue.get(workflow_id)
         elif not (self._serving and workflow_id in self._catalogue):
-            nodes: list[NodeRow] = await self._store.read("nodes", {}, NodeRow)
-            living = [node for node in nodes if node.expires_at is None or node.expires_at > self._clock.now()]
-            known = {name for node in living for name in decode(node.workflows)}
+            known = {name for node in await self._living() for name in decode(node.workflows)}
             if workflow_id not in known:
                 raise NotFoundError.among("workflow", workflow_id, known, hint="No node has it registered")
 

@@ -1,0 +1,2 @@
+-- The workflows that events find.
+SELECT {columns} FROM workflows ORDER BY workflow_id
