@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from piecework.clock import SystemClock
 from piecework.errors import ClosedError
 from piecework.store.contract import Read
+from piecework.store.job import Job
 from piecework.store.postgres_beat import Heartbeat
 from piecework.store.postgres_commit import Batches, LostError, patiently
-from piecework.store.postgres_lanes import Job, Lanes
+from piecework.store.postgres_lanes import Lanes
 from piecework.store.postgres_link import Address, Link, is_lost, translate
 from piecework.store.postgres_news import News
 from piecework.store.postgres_pool import Pool, close

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from piecework.store.contract import Decide, Verb
-    from piecework.store.postgres_lanes import Job
+    from piecework.store.job import Job
     from piecework.store.postgres_pool import Pool
 
 T = TypeVar("T")

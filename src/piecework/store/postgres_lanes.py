@@ -9,33 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from piecework.store.contract import Failure
+from piecework.store.job import UNDECIDED, Job
 from piecework.store.postgres_link import translate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from piecework.store.contract import Decide, Verb
     from piecework.store.postgres_pool import Pool
 
 BATCH_LIMIT = 500
-UNDECIDED = object()
-"""The outcome of an item that has none yet."""
-
-
-@dataclass(slots=True)
-class Job:
-    """One item on its way: what to do with it, and who waits for its outcome."""
-
-    verb: Verb
-    item: Any
-    decide: Decide
-    now: int
-    future: asyncio.Future[Any]
-    then: Callable[[Any], None] | None = None
-    outcome: Any = UNDECIDED
 
 
 class Committer(Protocol):
@@ -107,7 +91,7 @@ class Lanes:
                 raise
         finally:
             for job in jobs:
-                _resolve(job)
+                job.resolve()
             lane.flying -= 1
             if lane.waiting and not lane.flying:
                 self._set_out(key, lane)
@@ -121,20 +105,3 @@ class Lanes:
             if lane.waiting:
                 self._set_out(key, lane)
         return jobs
-
-
-def _resolve(job: Job) -> None:
-    if job.then is not None and not isinstance(job.outcome, Failure):
-        try:
-            job.then(job.outcome)
-        except Exception as error:  # noqa: BLE001 - the others of the batch get their answers; the loop tells it
-            job.future.get_loop().call_exception_handler(
-                {"message": f"what had to follow a commit of {job.verb} failed", "exception": error}
-            )
-    if job.future.done():
-        return
-    if isinstance(job.outcome, Failure):
-        job.future.set_exception(job.outcome.error)
-        job.future.exception()  # marks it as seen: a caller that was cancelled does not wait for it any more
-    else:
-        job.future.set_result(job.outcome)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from piecework.errors import ClosedError, StoreError, ValidationError
 from piecework.store.contract import Read, Silence
+from piecework.store.job import Job
 from piecework.store.lockfile import LockFile
 from piecework.store.migrate import inspect_sqlite, migrate_sqlite
 from piecework.store.sqlite_crowd import Crowd
 from piecework.store.sqlite_readers import Readers
-from piecework.store.sqlite_writer import Job, Writer, translate
+from piecework.store.sqlite_writer import Writer, translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +121,7 @@ class SqliteStore:
         if self._closed or self._writer is None:
             raise ClosedError(f"the store {self.path} is not open")
         loop = asyncio.get_running_loop()
-        job = Job(verb, item, decide, now, loop.create_future(), loop, then)
+        job = Job(verb, item, decide, now, loop.create_future(), then)
         self._writer.submit(job)
         # A caller that is cancelled takes its future along, but what it submitted is decided all the same.
         return await job.future

@@ -12,7 +12,6 @@ import queue
 import sqlite3
 import threading
 from asyncio import CancelledError
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import StoreError, StoreFullError
@@ -26,24 +25,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from piecework.store.contract import Decide, Verb
+    from piecework.store.job import Job
     from piecework.store.sqlite_crowd import Crowd
 
 _GROUP_LIMIT = 500
 _STOP = object()
-
-
-@dataclass(slots=True)
-class Job:
-    """One item on its way: what to do with it, and who waits for its outcome."""
-
-    verb: Verb
-    item: Any
-    decide: Decide
-    now: int
-    future: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
-    then: Callable[[Any], None] | None = None
-    outcome: Any = None
 
 
 class Writer:
@@ -157,7 +143,7 @@ def _fail(group: list[Job], error: BaseException) -> None:
 def _answer(group: list[Job]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
     for job in group:
-        by_loop.setdefault(job.loop, []).append(job)
+        by_loop.setdefault(job.future.get_loop(), []).append(job)
     for loop, jobs in by_loop.items():
         # A loop that has closed: nobody waits there any more, and what was decided is durable.
         with contextlib.suppress(RuntimeError):
@@ -166,20 +152,7 @@ def _answer(group: list[Job]) -> None:
 
 def _resolve(jobs: list[Job]) -> None:
     for job in jobs:
-        if job.then is not None and not isinstance(job.outcome, Failure):
-            try:
-                job.then(job.outcome)
-            except Exception as error:  # noqa: BLE001 - the others of the group get their answers; the loop tells it
-                job.loop.call_exception_handler(
-                    {"message": f"what had to follow a commit of {job.verb} failed", "exception": error}
-                )
-        if job.future.done():
-            continue
-        if isinstance(job.outcome, Failure):
-            job.future.set_exception(job.outcome.error)
-            job.future.exception()  # marks it as seen: a caller that was cancelled does not wait for it any more
-        else:
-            job.future.set_result(job.outcome)
+        job.resolve()
 
 
 def translate(error: BaseException, path: Path) -> Exception:
