@@ -17,7 +17,7 @@ from piecework.store.looking import looking_at
 @pytest.mark.timeout(120)
 @pytest.mark.skipif(not linux.can_run_workers(), reason="workers need pidfds")
 async def test_every_article_goes_through(store, tmp_path):
-    """The demo ends by itself with every article read, approved and mailed, and its store does not contradict itself."""
+    """The demo ends by itself, every article read, approved and mailed; its store does not contradict itself."""
     program = "import sys; from piecework.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "demo", "--plain", "--store", store]
     process = await asyncio.create_subprocess_exec(
