@@ -189,9 +189,14 @@ class StaleEpochError(StoreError):
 
 
 class NoNodeError(PieceworkError):
-    """No node of this store is running."""
+    """No node of this store is running, or it went away."""
 
     code = "NO_NODE"
+
+    @property
+    def unknown(self) -> bool:
+        """Whether what was asked may have been done all the same."""
+        return bool(self.data.get("unknown"))
 
 
 class MissingExtraError(PieceworkError, ImportError):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
+import psycopg
 import pytest
 
-from piecework import Settings, Stage, Transient, WaitFor, Workflow
+from piecework import Settings, Stage, Transient, WaitFor, Workflow, pause
+from piecework.clock import SECOND
+from piecework.errors import NotFoundError
+from piecework.run.retention import Retention
 from piecework.store.items import Claim, TakeOver
 from piecework.store.postgres import PostgresStore
 from piecework.store.records import NodeRow
+from piecework.telemetry import signals
+from piecework.testing.clock import VirtualClock
 
-from .flows import Gate, flow, paused, run_id_of
+from .flows import Gate, flow, keep, paused, run_id_of
 
 pytestmark = pytest.mark.engines("postgres")
 LIMIT = 20
@@ -154,3 +160,48 @@ async def test_a_node_that_stops_leaves_its_runs_to_others_at_once(make_app):
             await two.runtime.register(counting(seen, "two"))
         assert (await two.runtime.wait(run_id, timeout_seconds=LIMIT)).ok
     assert [node for node, _ in seen] == ["one", "two"]
+
+
+@pytest.mark.covers("N72")
+async def test_an_inbox_row_that_cannot_be_read_holds_nobody_up(make_app, store, monkeypatch):
+    """A row that somebody wrote by hand and that is no event is shown and tried again later; others are accepted."""
+    told = []
+    monkeypatch.setattr(signals, "emit", lambda signal, **fields: told.append((signal, fields.get("what"))))
+    async with make_app(flow()) as app:
+        async with await psycopg.AsyncConnection.connect(store) as connection:
+            await connection.execute(
+                "INSERT INTO piecework.event_inbox (event_id, type, space, payload, published_at) "
+                "VALUES ('bad', 'go', NULL, '\\xff', 0), ('good', 'go', NULL, '{\"n\":1}', 0)"
+            )
+            await connection.execute("SELECT pg_notify('piecework', 'inbox')")
+        while not (runs := await app.runtime.list_all_runs()):
+            await asyncio.sleep(0.01)
+        assert (await app.runtime.wait(runs[0].run_id, timeout_seconds=LIMIT)).unwrap().state["n"] == 1
+        assert (await app.publish("go", {"n": 2})).dispatched[0].outcome == "started"
+    assert (signals.NODE_TROUBLE, "accepting from the inbox") in told
+
+
+@pytest.mark.engines("sqlite", "postgres")
+@pytest.mark.parametrize("run_id", ["no\x00run", "no\ud800run", "x" * 600, ""])
+async def test_what_cannot_be_an_id_is_not_there(make_app, run_id):
+    """An id that no run can have is NOT_FOUND at every door, on either engine."""
+    async with make_app() as app:
+        for ask in (app.runtime.get, app.runtime.state, app.runtime.timeline, app.runtime.abort, app.runtime.wait):
+            with pytest.raises(NotFoundError):
+                await ask(run_id)
+        assert (await app.runtime.resume(run_id)).error.code == "NOT_FOUND"
+        assert await app.runtime.watch("flow", run_id) is None
+
+
+@pytest.mark.covers("N73")
+@pytest.mark.engines("sqlite", "postgres")
+async def test_a_run_knows_its_event_however_long_it_pauses(make_app, store):
+    """A run that goes on after `dedup_seconds` still has the id of the event that started it."""
+    seen = []
+    stages = [Stage("ask", router=pause()), Stage("after", steps=[keep(seen, lambda ctx: ctx.event.id)])]
+    async with make_app(Workflow("flow", on="go", stages=stages)) as app:
+        run_id = await paused(app, await app.publish("go", id="order-1"))
+        late = VirtualClock(app.node.now() + 10 * 86_400 * SECOND)
+        await Retention(app.store, late, retention_seconds=86_400, dedup_seconds=60).forget()
+        assert (await app.runtime.resume(run_id)).ok
+    assert seen == ["order-1"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from piecework.bus.event import Event
-from piecework.errors import ClosedError, PieceworkError, StoreError, StoreFullError, StoreUnavailableError
+from piecework.errors import ClosedError, StoreFullError, StoreUnavailableError, describe
 from piecework.run.folds_events import decide_dispatch
 from piecework.store.items import ContinueFanout, Dispatch
 from piecework.store.records import Delivery, EventRow, Fanout, Inbox, RouteRow
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _AT_ONCE = 200
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 10.0
+_FATAL = (StoreUnavailableError, StoreFullError, ClosedError)
+"""What is the store's trouble, and no single event's."""
 
 
 class Dispatcher:
@@ -92,9 +94,9 @@ class Dispatcher:
                 busy = await self.look()
             except ClosedError:
                 return
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - shown, and tried again: a loop that ended would lose events in silence
                 trouble = True
-                signals.emit(signals.NODE_TROUBLE, level="error", what="dispatching events", error=error.message)
+                signals.emit(signals.NODE_TROUBLE, level="error", what="dispatching events", error=describe(error))
             pause = _FIRST_PAUSE_SECONDS if busy else min(pause * 2, _LONGEST_PAUSE_SECONDS)
             await self._rest(pause if trouble or self._store.shared else None)
 
@@ -119,8 +121,8 @@ class Dispatcher:
             rows = await self._store.read("inbox", {"after": after, "limit": _AT_ONCE}, Inbox)
             if not rows:
                 return some
-            some, after = True, rows[-1].inbox_seq
-            await self._all([self._intake.move(row) for row in rows], "accepting from the inbox")
+            after = rows[-1].inbox_seq
+            some = await self._all([self._intake.move(row) for row in rows], "accepting from the inbox") or some
         return some
 
     async def _dispatch_pending(self) -> bool:
@@ -132,13 +134,13 @@ class Dispatcher:
             rows: list[Delivery] = await self._store.read("pending_deliveries", params, Delivery)
             if not rows:
                 return some
-            some, after, after_id = True, rows[-1].event_seq, rows[-1].workflow_id
+            after, after_id = rows[-1].event_seq, rows[-1].workflow_id
             seqs = sorted({row.event_seq for row in rows})
             found: list[EventRow] = await self._store.read("events_by_seq", {"seqs": seqs}, EventRow)
             events = {row.seq: row for row in found}
             known = [row for row in rows if row.event_seq in events]
             jobs = [self._dispatch(row, events[row.event_seq], mine[row.workflow_id]) for row in known]
-            await self._all(jobs, "dispatching pending events")
+            some = await self._all(jobs, "dispatching pending events") or some
         return some
 
     async def _newest_here(self) -> dict[str, str | None]:
@@ -178,19 +180,22 @@ class Dispatcher:
                 more = answer.more
         return some
 
-    async def _all(self, jobs: Sequence[Any], what: str) -> None:
-        """Awaits all; one that is refused is shown and stays where it is, the others go on.
+    async def _all(self, jobs: Sequence[Any], what: str) -> bool:
+        """Awaits all; those that fail are shown and stay where they are, the others go on. Answers whether one did.
 
         Raises:
             StoreError: The store itself failed.
         """
-        for outcome in await asyncio.gather(*jobs, return_exceptions=True):
-            if isinstance(outcome, StoreUnavailableError | StoreFullError | ClosedError):
-                raise outcome
-            if isinstance(outcome, PieceworkError | msgspec.DecodeError):
-                signals.emit(signals.NODE_TROUBLE, level="error", what=what, error=str(outcome))
-            elif isinstance(outcome, BaseException):
-                raise outcome
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for failure in failures:
+            if isinstance(failure, _FATAL) or not isinstance(failure, Exception):
+                raise failure
+        if failures:
+            signals.emit(
+                signals.NODE_TROUBLE, level="error", what=what, count=len(failures), error=describe(failures[0])
+            )
+        return len(failures) < len(outcomes)
 
 
 def as_event(row: EventRow) -> Event:

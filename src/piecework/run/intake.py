@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from piecework.bus.event import Event
-from piecework.errors import ValidationError
+from piecework.errors import StoreFullError, StoreUnavailableError, ValidationError
 from piecework.ids import new_id
 from piecework.run.folds import decide_enqueue
 from piecework.run.folds_events import decide_accept
@@ -129,7 +129,11 @@ class Intake:
         """
         item = self._accept_item(event)
         told = partial(self._accepted, event, item)
-        outcome: Accepted = await self._store.run(accept, item, self._decide_accept, self._clock.now(), told)
+        try:
+            outcome: Accepted = await self._store.run(accept, item, self._decide_accept, self._clock.now(), told)
+        except (StoreFullError, StoreUnavailableError):
+            self._node.ready = False  # until something could be written again
+            raise
         return Receipt(event_id=outcome.event_id, dispatched=list(outcome.dispatched))
 
     async def enqueue(

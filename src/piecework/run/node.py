@@ -286,10 +286,10 @@ class Node:
                 self.ready = True
             except ClosedError:
                 return
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - shown, and tried again: a node that claims no more is no node
                 self._strays = True  # a claim whose reply was lost is ours, and nobody executes it
                 self.ready = not isinstance(error, StoreFullError | StoreUnavailableError)
-                signals.emit(signals.NODE_TROUBLE, level="error", what="claiming", error=error.message)
+                signals.emit(signals.NODE_TROUBLE, level="error", what="claiming", error=describe(error))
                 moment = self._clock.now() + round(_TROUBLE_PAUSE_SECONDS * SECOND)
             await self._sleep_until(moment)
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from piecework.clock import SECOND
-from piecework.errors import ClosedError, StoreError
+from piecework.errors import ClosedError, describe
 from piecework.run.folds_nodes import no_decision
 from piecework.store.items import Retain
 from piecework.store.verbs.retention import forget_events, forget_ids, forget_nodes, forget_runs, forget_slots
@@ -83,5 +83,5 @@ class Retention:
                 await self.forget()
             except ClosedError:
                 return
-            except StoreError as error:
-                signals.emit(signals.NODE_TROUBLE, level="error", what="forgetting history", error=error.message)
+            except Exception as error:  # noqa: BLE001 - shown, and tried again
+                signals.emit(signals.NODE_TROUBLE, level="error", what="forgetting history", error=describe(error))

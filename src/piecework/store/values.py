@@ -14,6 +14,9 @@ import msgspec
 from piecework.errors import ValidationError
 
 IDENTIFIER_LIMIT_BYTES = 512
+DEPTH_LIMIT = 256
+"""How deep values may be nested: far from what an interpreter's stack carries, here and wherever it is read."""
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
 _BOUND = 2**63
@@ -23,7 +26,8 @@ def encode(value: Any, *, what: str = "value", limit_bytes: int = 16_777_216) ->
     """Turns a JSON value into the bytes that are stored.
 
     Args:
-        value: None, bool, int within ±2⁶³, finite float, str, list, tuple or str-keyed dict, nested at will.
+        value: None, bool, int within ±2⁶³, finite float, str, list, tuple or str-keyed dict, nested
+            up to 256 deep.
         what: Names the value in the error.
         limit_bytes: The largest encoded form.
 
@@ -31,10 +35,10 @@ def encode(value: Any, *, what: str = "value", limit_bytes: int = 16_777_216) ->
         ValidationError: Something is not JSON, has a lone surrogate or is too large; `path` says where.
     """
     try:
-        _check(value, what)
+        _check(value, what, 0)
         data = _encoder.encode(value)
     except RecursionError:
-        raise ValidationError(f"{what} is nested too deeply or contains itself", path=what) from None
+        raise ValidationError(f"{what} is nested more than {DEPTH_LIMIT} deep, or contains itself", path=what) from None
     if len(data) > limit_bytes:
         raise ValidationError(
             f"{what} takes {len(data)} bytes, more than the {limit_bytes} that are allowed: "
@@ -74,8 +78,10 @@ def check_identifier(value: Any, what: str) -> str:
     return value
 
 
-def _check(value: Any, path: str) -> None:
+def _check(value: Any, path: str, depth: int) -> None:
     kind = type(value)
+    if depth > DEPTH_LIMIT:
+        raise RecursionError
     if kind is str:
         _check_text(value, path)
     elif value is None or kind is bool:
@@ -91,10 +97,10 @@ def _check(value: Any, path: str) -> None:
             if type(key) is not str:
                 raise ValidationError(f"{path} has the key {key!r:.80}, which is not a text", path=path)
             _check_text(key, path)
-            _check(item, f"{path}.{key}")
+            _check(item, f"{path}.{key}", depth + 1)
     elif kind is list or kind is tuple:
         for index, item in enumerate(value):
-            _check(item, f"{path}[{index}]")
+            _check(item, f"{path}[{index}]", depth + 1)
     else:
         raise ValidationError(
             f"{path} is a {kind.__module__}.{kind.__qualname__}, which is not JSON: convert it first", path=path

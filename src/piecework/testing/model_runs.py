@@ -259,8 +259,13 @@ class Model(Events):
         return len(old)
 
     def forget_ids(self, before: int) -> int:
-        """Forgets the ids of old events, and old occurrences: they may come again."""
-        events = [event for event in self.events.values() if event.event_id is not None and event.at < before]
+        """Forgets the ids of old events that nobody has to be told of, and old occurrences: they may come again."""
+        needed = self._needed()
+        events = [
+            event
+            for event in self.events.values()
+            if event.event_id is not None and event.at < before and event.seq not in needed
+        ]
         for event in events:
             event.event_id = None
         keys = [key for key, (_, at) in self.occurrences.items() if at < before]
@@ -270,13 +275,17 @@ class Model(Events):
 
     def forget_events(self, before: int) -> int:
         """Forgets old events without an id that no unended run and no workflow needs."""
-        needed = {run.event for run in self.runs.values() if run.status not in ENDED}
-        needed |= {key[0] for key, told in self.deliveries.items() if told[0] == "pending"}
+        needed = self._needed()
         old = [e.seq for e in self.events.values() if e.at < before and e.event_id is None and e.seq not in needed]
         for seq in old:
             del self.events[seq]
         self.deliveries = {key: told for key, told in self.deliveries.items() if key[0] not in old}
         return len(old)
+
+    def _needed(self) -> set[int | None]:
+        """The events of unended runs, and those that wait for their workflow."""
+        needed = {run.event for run in self.runs.values() if run.status not in ENDED}
+        return needed | {key[0] for key, told in self.deliveries.items() if told[0] == "pending"}
 
     def forget_slots(self) -> int:
         """Forgets slots that nobody is in."""

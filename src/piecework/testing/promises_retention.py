@@ -83,6 +83,19 @@ class RetentionPromises:
         assert (again.duplicate, again.seq > first.seq, again.dispatched[0].outcome) == (False, True, "started")
         assert (await verbs.accept(event(event_id="e-2"))).duplicate
 
+    async def test_the_id_of_a_living_runs_event_stays(self, verbs: Verbs) -> None:
+        """As long as a run has not ended it is told which event it was started by."""
+        outcome = await verbs.accept(event(event_id="e-1", routes=[route(slot())]))
+        verbs.now += _LATER
+        assert await verbs.forget(forget_ids) == 0
+        (claimed,) = await verbs.claim()
+        assert claimed.event is not None
+        assert claimed.event.event_id == "e-1"
+        await verbs.end(claimed.run)
+        verbs.now += _LATER
+        assert await verbs.forget(forget_ids) == 1
+        assert [row.event_id for row in await _events(verbs, outcome.seq)] == [None]
+
     async def test_events_go_when_their_ids_have(self, verbs: Verbs) -> None:
         """An event that may still have duplicates stays; then it goes, with what became of it."""
         outcome = await verbs.accept(event(routes=[route(single("drop"))]))
@@ -134,6 +147,7 @@ class RetentionPromises:
         assert await verbs.forget(forget_events) == 0
         assert not (await verbs.continue_fanout(outcome.seq)).more
         rows: list[Fanout] = await verbs.store.read("open_fanouts", {"limit": 1}, Fanout)
+        await verbs.forget(forget_ids)
         assert (rows, await verbs.forget(forget_events)) == ([], 1)
 
     async def test_what_is_kept_for_a_run_needs_no_event(self, verbs: Verbs) -> None:

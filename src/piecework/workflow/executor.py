@@ -250,6 +250,8 @@ class Executor:
             await asyncio.wait({flight.body}, timeout=self._abort_grace_seconds)
             raise
         if flight.abort_reason is not None:
+            if flight.body.done():
+                self._see_off(flight.body)
             return self._aborted(flight)
         if flight.body.cancelled():
             return ExecutionFailedError(f"run {flight.run.run_id} raised CancelledError, and nobody had cancelled it")
@@ -270,7 +272,7 @@ class Executor:
         """Shows what became of steps that were abandoned."""
         self._left.discard(body)
         error = None if body.cancelled() else body.exception()
-        if error is not None:
+        if error is not None and not isinstance(error, AbortedError | _Parked):
             signals.emit(signals.RUN_LOST, level="warning", error=describe(error))
 
     def _stage(self, flight: Flight) -> Stage | None:

@@ -323,6 +323,7 @@ class Runtime:
         Raises:
             NotFoundError: There is no such run.
         """
+        await self._run(run_id)
         item = Abort(run_id=run_id, reason=check_identifier(reason, "reason"), token=_token(token))
         told = partial(self._aborted, run_id, reason)
         outcome: Aborted = await self._store.run(abort, item, decide_abort, self._clock.now(), told)
@@ -374,7 +375,7 @@ class Runtime:
 
     async def watch(self, workflow_id: str, run_id: str) -> RunInfo | None:
         """One run of a workflow as it stands now; None when there is none."""
-        rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+        rows = await self._rows(run_id)
         return run_info(rows[0]) if rows and rows[0].workflow_id == workflow_id else None
 
     async def list_all_runs(
@@ -480,7 +481,7 @@ class Runtime:
                 raise NotFoundError.among("workflow", workflow_id, known, hint="No node has it registered")
 
     async def _run(self, run_id: str) -> Run:
-        rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+        rows = await self._rows(run_id)
         if not rows:
             raise NotFoundError(
                 f"there is no run {run_id!r}: `piecework runs list` shows those there are", run_id=run_id
@@ -488,12 +489,20 @@ class Runtime:
         found: Run = rows[0]
         return found
 
+    async def _rows(self, run_id: str) -> list[Run]:
+        """The run of an id, if there is one; what cannot be an id is none."""
+        try:
+            check_identifier(run_id, "run_id")
+        except ValidationError:
+            return []
+        return await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+
     async def _values(self, run_id: str) -> dict[str, bytes]:
         rows = await self._store.read("values_of_runs", {"run_ids": [run_id]}, StoredValue)
         return {row.name: row.data for row in rows}
 
     async def _metadata(self, run_id: str) -> RunMetadata | None:
-        rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+        rows = await self._rows(run_id)
         return RunMetadata(run_id, rows[0].status) if rows else None
 
     async def _reached(self, run_id: str, until: str, resumes: int) -> Run:
