@@ -32,6 +32,7 @@ from piecework.errors import (
 )
 from piecework.process import protocol
 from piecework.process.address import Address, address_of
+from piecework.run.admission import check_mode
 from piecework.run.intake import Receipt
 from piecework.services.database import Database
 from piecework.services.rows import WorkspaceDatabase
@@ -245,6 +246,7 @@ class App:
             raise InvalidStateError(f"app {self.name!r} is open: await app.runtime.register({workflow.id!r}, …)")
         if not isinstance(workflow, Workflow):
             raise ValidationError(f"app.workflow needs a Workflow, not {workflow!r:.80}")
+        check_mode(mode)
         if any(workflow.id == other.id for other, _ in self._workflows):
             raise DuplicateKeyError(f"there is a workflow {workflow.id!r} already: name another", key=workflow.id)
         self._workflows.append((workflow, mode))
@@ -565,7 +567,9 @@ class App:
             await self._open_remote(stack, remote, settings)
             return
         declared = self._declared(serving=role == "node")
-        store = store_for(url, clock=self.clock, connect_seconds=settings.connect_timeout_seconds)
+        store = store_for(
+            url, clock=self.clock, connect_seconds=settings.connect_timeout_seconds, create=role == "node"
+        )
         await store.open()
         stack.push_async_callback(store.close)
         _set_switch_interval(stack, settings)

@@ -184,7 +184,7 @@ def test_an_unknown_run(fail, command):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("pieces", "show", "acme", "nosuchpiece"), "no piece of space 'acme' 'nosuchpiece'"),
+        (("pieces", "show", "acme", "nosuchpiece"), "no piece in space 'acme' named 'nosuchpiece'"),
         (("pieces", "run", "acme", "nosuchpiece"), "nosuchpiece"),
         (("pieces", "show", "nosuchspace", "hn"), "nosuchspace"),
         (("pieces", "add", "acme", "x", "--integration", "feeed"), "did you mean 'feed'?"),

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from piecework import Event, Runtime, Serialized, Service, Settings, Stage, WaitFor, Workflow
+from piecework import App, Event, Runtime, Serialized, Service, Settings, Stage, WaitFor, Workflow
 from piecework.client.doors import RemotePieces, RemoteRuntime
 from piecework.errors import (
     AbortedError,
@@ -18,6 +18,7 @@ from piecework.errors import (
 )
 from piecework.process import linux
 from piecework.space.service import PieceService
+from piecework.store.looking import looking_at
 
 from .apps.kinds import app as kinds
 from .flows import flow, keep, run_id_of
@@ -590,3 +591,14 @@ async def test_a_configuration_is_checked_before_it_is_sent(pair):
     async with pair() as (_, client):
         with pytest.raises(ValidationError, match=r"config\.x"):
             await client.pieces.register(space="acme", piece_id="x", integration="feed", config={"x": {1}})
+
+
+@pytest.mark.engines("postgres")
+async def test_a_client_makes_no_store(store):
+    """A client that finds no store at its address says so, and makes none: a typo would swallow events."""
+    with pytest.raises(NotFoundError, match="typo"):
+        async with App("client", store=f"{store}?schema=typo").open(role="client"):
+            pass
+    with pytest.raises(NotFoundError):
+        async with looking_at(f"{store}?schema=typo"):
+            pass

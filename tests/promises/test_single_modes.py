@@ -207,6 +207,23 @@ async def test_a_storm_of_replacements_leaves_the_newest(make_app):
     assert len(step.seen) <= 3
 
 
+@pytest.mark.parametrize("mode", ["serialized", Serialized, 3])
+async def test_what_is_no_mode_is_refused_where_it_is_given(make_app, mode):
+    """`mode=` takes one of the four modes, made: neither its name nor its class."""
+    with pytest.raises(ValidationError, match=r"Serialized\(…\)"):
+        make_app(flow(), mode=mode)
+    async with make_app() as app:
+        with pytest.raises(ValidationError):
+            await app.runtime.register(flow(), mode=mode)
+
+
+async def test_a_key_may_be_a_number(make_app, gate):
+    """`key=` may answer a number, as ids usually are."""
+    async with make_app(flow(gate), mode=Exclusive(key=lambda event: event.payload["n"])) as app:
+        assert [(await publish(app, n)).outcome for n in (7, 7, 8)] == ["started", "rejected", "started"]
+        gate.open.set()
+
+
 @pytest.mark.parametrize(
     "make",
     [

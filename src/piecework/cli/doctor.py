@@ -9,6 +9,7 @@ import re
 import sqlite3
 import sys
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -142,10 +143,14 @@ async def _server(url: str) -> list[Finding]:
     version = told["schema_version"]
     if not version:
         return [Finding("store", "ok", f"{told['url']} has no schema yet: `piecework serve` makes it")]
-    nodes = [f"process {node['pid']} on {node['host']}" for node in told["nodes"] or ()]
+    now = datetime.now(UTC).isoformat()
+    living = [node for node in told["nodes"] or () if node["expires_at"] is None or node["expires_at"] > now]
+    nodes = [f"process {node['pid']} on {node['host']}" for node in living]
     return [
         Finding("store", "ok", f"{told['url']}, {told['engine_version']}, schema version {version}"),
-        Finding("node", "ok", ", ".join(nodes) if nodes else "no node has said that it lives"),
+        Finding(
+            "node", "ok" if nodes else "warning", ", ".join(nodes) or "no node lives: start one, `piecework serve`"
+        ),
     ]
 
 

@@ -11,6 +11,8 @@ from piecework.cli.telling import say, show_json, show_table
 from piecework.errors import NoNodeError
 from piecework.ids import new_id
 
+_PENDING = "a node decides in a moment: runs list"
+
 events = App("events", help="Tell the node that something happened.")
 
 
@@ -52,7 +54,13 @@ async def publish(
         return
     say(f"event {receipt['event_id']} is durable")
     rows = [
-        (result["run_id"], result["outcome"], result["workflow_id"], result["trigger_id"] or None, result["reason"])
+        (
+            result["run_id"],
+            result["outcome"],
+            result["workflow_id"],
+            result["trigger_id"] or None,
+            result["reason"] or (_PENDING if result["outcome"] == "pending" else None),
+        )
         for result in receipt["dispatched"]
     ]
     show_table(("run", "outcome", "workflow", "trigger", "reason"), rows, nothing="no workflow was interested in it")

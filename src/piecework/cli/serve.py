@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # app's, applied when it opens, wins.
 _SWITCH_INTERVAL_SECONDS = 0.0005
 _FORCED = 1
+_IMPATIENT_SECONDS = 0.5
 
 
 def serve(
@@ -86,13 +88,17 @@ class _Stopping:
     def __init__(self, task: asyncio.Task[None]) -> None:
         self.event = asyncio.Event()
         self.opened = False
+        self._first, self._at = 0, 0.0
         self._task = task
 
     def signalled(self, number: signal.Signals) -> None:
         if self.event.is_set():
+            if number == self._first and time.monotonic() - self._at < _IMPATIENT_SECONDS:
+                return  # the same wish, told to the process and to its group
             sys.stderr.write(f"piecework: a second {number.name}: ended at once, the next node continues what ran\n")
             sys.stderr.flush()
             os._exit(_FORCED)
+        self._first, self._at = number, time.monotonic()
         self.event.set()
         if not self.opened:
             self._task.cancel()

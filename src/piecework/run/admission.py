@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from piecework.bus.event import Event
 
-KeyFunction: TypeAlias = "Callable[[Event], str | None]"
+KeyFunction: TypeAlias = "Callable[[Event], str | int | None]"
 Mapper: TypeAlias = "Callable[[Event], dict[str, Any]]"
 
 
@@ -195,6 +195,21 @@ class Verdict:
     admission: Admission
     reason: str | None = None
     supersedes: bool = False
+
+
+def check_mode(mode: object) -> Mode:
+    """Checks what somebody gave as a mode; None means `Transient()`.
+
+    Raises:
+        ValidationError: It is none.
+    """
+    if mode is None:
+        return Transient()
+    if isinstance(mode, Transient | Serialized | SingletonLoop | Exclusive):
+        return mode
+    raise ValidationError(
+        f"mode has to be Transient(…), Serialized(…), SingletonLoop(…) or Exclusive(…), not {mode!r:.80}"
+    )
 
 
 def slot_of(mode: Mode, slot_key: str, workflow_id: str) -> Slot:

@@ -29,6 +29,10 @@ class Kind(Protocol):
         """The names whose triggers are evaluated here, each with the version of its definition."""
         ...
 
+    def offers(self) -> list[str]:
+        """What other processes may find here: workflows by their ids, integrations as `piece:NAME=SECONDS`."""
+        ...
+
     def routes(self, event: Event) -> list[Route]:
         """The triggers that an event matches. The user's predicates and keys run here, outside any transaction."""
         ...

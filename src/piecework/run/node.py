@@ -136,7 +136,7 @@ class Node:
 
     async def register(self) -> None:
         """Says in the store that this node lives and what it has registered."""
-        self._workflows = encode([name for kind in self._kinds.values() for name in kind.versions()])
+        self._workflows = encode([name for kind in self._kinds.values() for name in kind.offers()])
         await self._store.run(renew, self.renewal(), no_decision, self._clock.now())
 
     def beat(self) -> tuple[Verb, Renew, Decide]:

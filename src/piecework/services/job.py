@@ -121,6 +121,10 @@ class Jobs:
         """None: no event starts a job."""
         return {}
 
+    def offers(self) -> list[str]:
+        """Nothing: jobs are asked for by name."""
+        return []
+
     def routes(self, event: Event) -> list[Route]:  # noqa: ARG002 - jobs are not started by events
         """None: no event starts a job."""
         return []

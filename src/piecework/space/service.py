@@ -21,7 +21,7 @@ from piecework.space.controller import WorkerDied
 from piecework.space.folds import KIND, decide_finish_piece, decide_register_piece, decide_run_piece
 from piecework.space.piece import unpack_outcome
 from piecework.store.items import FinishPiece, PieceFinished, Registered, RegisterPiece, RunPiece
-from piecework.store.records import Piece, Run, RunValue
+from piecework.store.records import NodeRow, Piece, Run, RunValue
 from piecework.store.values import check_identifier, decode, encode, encode_mapping
 from piecework.store.verbs.pieces import finish_piece, register_piece, run_piece
 from piecework.telemetry import logs, signals
@@ -87,6 +87,10 @@ class PieceRecord:
     updated_at: datetime | None
 
 
+OFFER = "piece:"
+"""What an integration begins with among the offers of a node."""
+
+
 class PieceKind:
     """The kind `piece`: hands runs to their space's worker and commits what they came to.
 
@@ -118,6 +122,10 @@ class PieceKind:
     def versions(self) -> dict[str, str | None]:
         """None: no event starts an update."""
         return {}
+
+    def offers(self) -> list[str]:
+        """The integrations with their intervals, for processes that do not declare them."""
+        return [f"{OFFER}{name}={one.every_seconds:g}" for name, one in self._definitions.items()]
 
     def routes(self, event: Event) -> list[Route]:  # noqa: ARG002 - pieces are polled
         """None: pieces run by their schedule."""
@@ -259,10 +267,8 @@ class PieceService:
             NotFoundError: The app has no such integration; the message suggests near names.
             ValidationError: An id or the configuration is not acceptable.
         """
-        definition = self._definitions.get(integration)
-        if definition is None:
-            raise NotFoundError.among("integration", integration, self._definitions)
-        every = definition.every_seconds if every_seconds is None else check_duration("every_seconds", every_seconds)
+        usual = await self._interval(integration)
+        every = usual if every_seconds is None else check_duration("every_seconds", every_seconds)
         piece = Piece(
             space=check_identifier(space, "space"),
             piece_id=check_identifier(piece_id, "piece_id"),
@@ -290,6 +296,19 @@ class PieceService:
         )
         return outcome.added
 
+    async def _interval(self, integration: str) -> float:
+        """The usual interval of an integration that is declared here or on a living node."""
+        known = {name: one.every_seconds for name, one in self._definitions.items()}
+        if integration not in known:
+            nodes: Sequence[NodeRow] = await self._store.read("nodes", {}, NodeRow)
+            for node in nodes:
+                if node.expires_at is None or node.expires_at > self._clock.now():
+                    offers = [offer.removeprefix(OFFER) for offer in decode(node.workflows) if offer.startswith(OFFER)]
+                    known |= {name: float(every) for name, _, every in (offer.rpartition("=") for offer in offers)}
+        if integration not in known:
+            raise NotFoundError.among("integration", integration, known)
+        return known[integration]
+
     async def list(self, *, space: str | None = None) -> list[PieceRecord]:
         """Registered pieces, of one space or of all."""
         return [_record(row) for row in await self._store.read("list_pieces", {"space": space}, Piece)]
@@ -303,7 +322,7 @@ class PieceService:
         rows = await self._store.read("get_piece", {"space": space, "piece_id": piece_id}, Piece)
         if not rows:
             pieces = await self._store.read("list_pieces", {"space": space}, Piece)
-            raise NotFoundError.among(f"piece of space {space!r}", piece_id, [row.piece_id for row in pieces])
+            raise NotFoundError.among(f"piece in space {space!r} named", piece_id, [row.piece_id for row in pieces])
         return _record(rows[0])
 
     async def runs(self, space: str, piece_id: str, *, limit: int = 50) -> Sequence[RunInfo]:

@@ -20,6 +20,7 @@ def store_for(
     pool_size: int = 10,
     connect_seconds: float = 10,
     reconnect_seconds: float = 30,
+    create: bool = True,
 ) -> Store:
     """Makes the store that an address names; it is not open yet.
 
@@ -29,6 +30,7 @@ def store_for(
         pool_size: Connections to a server; a file needs none.
         connect_seconds: How long the making of one may take.
         reconnect_seconds: How long a server may be away before what waits for it fails.
+        create: Whether a schema that is not there is made; a file always is.
 
     Raises:
         ValidationError: It names no kind of store that there is.
@@ -40,6 +42,10 @@ def store_for(
 
         return SqliteStore(sqlite_path(url))
     if scheme not in {"postgresql", "postgres"}:
+        if scheme.startswith(("postgresql+", "postgres+")):
+            raise ValidationError(
+                f"a store has a driver of its own: begin with postgresql:, without {scheme[10:]!r:.40}"
+            )
         # The address may hold a password, so it is not repeated.
         raise ValidationError(f"a store that begins with {scheme!r:.40} is not known: use {_KINDS}")
     try:
@@ -49,5 +55,10 @@ def store_for(
             raise
         raise MissingExtraError.needs("a store in PostgreSQL", "postgres") from error
     return PostgresStore(
-        url, clock=clock, pool_size=pool_size, connect_seconds=connect_seconds, reconnect_seconds=reconnect_seconds
+        url,
+        clock=clock,
+        pool_size=pool_size,
+        connect_seconds=connect_seconds,
+        reconnect_seconds=reconnect_seconds,
+        create=create,
     )

@@ -39,6 +39,7 @@ class PostgresStore:
         pool_size: Connections for verbs and readers together; one more listens.
         connect_seconds: How long the making of a connection may take.
         reconnect_seconds: How long the server may be away before what waits for it fails.
+        create: Whether a schema that is not there is made; a client leaves that to a node.
         lock_seconds: How long a statement waits for a lock before its transaction is tried again.
 
     Attributes:
@@ -59,6 +60,7 @@ class PostgresStore:
         connect_seconds: float = 10,
         reconnect_seconds: float = 30,
         lock_seconds: float = 5,
+        create: bool = True,
     ) -> None:
         self.link = Link(
             Address.parse(url),
@@ -68,6 +70,7 @@ class PostgresStore:
         )
         self.clock: Clock = SystemClock() if clock is None else clock
         self._reconnect_seconds = reconnect_seconds
+        self._create = create
         self._pool = Pool(self.link, pool_size)
         self._news = News(self.link, self.clock)
         self._lanes = Lanes(self._pool, Batches(self._pool, self.url, self.tell, reconnect_seconds), self.url)
@@ -102,7 +105,7 @@ class PostgresStore:
         self._opened = True
         connection = await self.link.first()
         try:
-            await migrate_postgres(connection, self.link.address.place)
+            await migrate_postgres(connection, self.link.address.place, create=self._create)
             await self._news.start(connection)
         except BaseException as error:
             await close(connection)

@@ -28,6 +28,7 @@ _CONTENDED = frozenset({"40P01", "40001", "55P03", "23505"})
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25006"})
 """Shut down, crashed, starting, too many sessions, cut for being idle; read-only: a replica until it takes over."""
 
+_UNKNOWN_OPTION = "42704"
 _DISK_FULL = frozenset({"53100"})
 _WRONG_PASSWORD = frozenset({"28P01", "28000"})
 _NO_DATABASE = frozenset({"3D000"})
@@ -182,8 +183,10 @@ class Link:
             return StoreError(f"{url} has no such database ({error}): create it, or correct the store's address")
         if state in _NOT_ALLOWED:
             return StoreError(f"{url} does not let this role in ({error}): GRANT CONNECT ON DATABASE to it")
+        if state == _UNKNOWN_OPTION:
+            return StoreError(f"{url} does not know an option of the store's address ({error}): remove it")
         if isinstance(error, asyncpg.InterfaceError | ValueError):
-            return StoreError(f"the store's address {url} cannot be used: {type(error).__name__}: check it")
+            return StoreError(f"the store's address {url} cannot be used ({error}): correct it")
         why = str(error) or f"no answer within {self.connect_seconds:g} seconds"
         return StoreUnavailableError(
             f"{url} cannot be reached ({why}): is the server running, and are host and port right?", path=url

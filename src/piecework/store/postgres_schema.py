@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from piecework.errors import SchemaVersionError, StoreError, StoreFormatError
+from piecework.errors import NotFoundError, SchemaVersionError, StoreError, StoreFormatError
 from piecework.store.migrate import migrations, postgres_words, statements_of
 
 if TYPE_CHECKING:
@@ -137,10 +137,16 @@ def _not_ours(place: Place, tables: list[str]) -> StoreFormatError:
     )
 
 
-async def migrate_postgres(connection: asyncpg.Connection[Any], place: Place) -> int:
+async def migrate_postgres(connection: asyncpg.Connection[Any], place: Place, *, create: bool = True) -> int:
     """Brings the schema to the newest version, one transaction a migration, and answers that version.
 
+    Args:
+        connection: To the database.
+        place: Which schema.
+        create: Whether one that is not there is made.
+
     Raises:
+        NotFoundError: It is not there, and is not to be made.
         StoreFormatError: The schema is somebody else's.
         SchemaVersionError: It is newer than this version of Piecework.
         StoreError: The role may not do it.
@@ -148,6 +154,12 @@ async def migrate_postgres(connection: asyncpg.Connection[Any], place: Place) ->
     """
     newest = migrations()[-1][0]
     version = await inspect_postgres(connection, place)
+    if version == 0 and not create:
+        raise NotFoundError(
+            f"there is no store at {place.url} (no schema {place.schema!r}): check the address; a node "
+            "(`piecework serve`) or `piecework store migrate` makes one",
+            schema=place.schema,
+        )
     while version < newest:
         async with connection.transaction():
             # However long it takes: whoever migrates now does it for us too.

@@ -118,9 +118,10 @@ def _route(registered: Registered, trigger: Trigger, event: Event) -> Route:
     refused = key = patch = None
     what = "key function"
     try:
-        key = None if mode.key is None else mode.key(event)
-        if key is not None:
-            check_identifier(key, f"key of workflow {workflow.id!r}")
+        given = None if mode.key is None else mode.key(event)
+        if given is not None:  # numbers are the usual ids
+            told = str(given) if type(given) is int else given
+            key = check_identifier(told, f"key of workflow {workflow.id!r}")
         if isinstance(mode, SingletonLoop) and mode.mapper is not None:
             what = "mapper"
             patch = encode_mapping(mode.mapper(event), what=f"what the mapper of workflow {workflow.id!r} made")

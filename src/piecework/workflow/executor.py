@@ -99,6 +99,10 @@ class Executor:
         """The registered workflows with their versions."""
         return self._catalogue.versions()
 
+    def offers(self) -> list[str]:
+        """The registered workflows."""
+        return self._catalogue.ids()
+
     def routes(self, event: Event) -> list[Route]:
         """The triggers that an event matches."""
         return self._catalogue.routes(event)

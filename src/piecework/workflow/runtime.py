@@ -20,7 +20,7 @@ from piecework.errors import (
     ValidationError,
 )
 from piecework.ids import new_id
-from piecework.run.admission import Transient, slot_of
+from piecework.run.admission import check_mode, slot_of
 from piecework.run.folds import decide_abort, decide_resume
 from piecework.run.folds_nodes import decide_raise_limit, decide_routes, no_decision
 from piecework.run.info import RunInfo, TimelineEntry, WorkflowInfo, run_info, timeline_entry
@@ -114,6 +114,7 @@ class Runtime:
             )
         if not isinstance(workflow, Workflow):
             raise ValidationError(f"register needs a Workflow, not {workflow!r:.80}")
+        checked = check_mode(mode)
         self._catalogue.check_free(workflow.id)
         container = Container(
             f"workflow {workflow.id}",
@@ -122,7 +123,7 @@ class Runtime:
             parents=(self._host.container,),
             close_timeout_seconds=self._host.settings.close_timeout_seconds,
         )
-        registered = Registered(workflow, Transient() if mode is None else mode, container)
+        registered = Registered(workflow, checked, container)
         try:
             await container.ready()
             if self._serving:

@@ -84,7 +84,7 @@ def test_every_key_has_a_slot_of_its_own():
     assert msgspec.json.decode(keys[0]) == ["a", None]
 
 
-@pytest.mark.parametrize("key", [lambda event: event.payload["gone"], lambda event: 3, lambda event: ""])
+@pytest.mark.parametrize("key", [lambda event: event.payload["gone"], lambda event: 3.5, lambda event: ""])
 def test_a_key_that_cannot_be_refuses_its_own_route_only(key):
     """A slot is never guessed: where the key fails or is no text, that trigger starts nothing, and it is told why."""
     catalogue = Catalogue()
