@@ -585,13 +585,20 @@ class App:
         stack.push_async_callback(parts.spaces.stop)
         self.bus.connect(parts.intake.publish)
         stack.callback(self.bus.connect, None)
+        # What still runs while the node stops is its own: it says so until the last of it has ended.
+        stack.push_async_callback(parts.node.leave)
+        heartbeat = store.heartbeat(
+            parts.node.beat, every_seconds=settings.heartbeat_seconds, stall_seconds=settings.loop_stall_seconds
+        )
+        stack.push_async_callback(heartbeat.stop)
         stack.push_async_callback(parts.node.stop, settings.close_timeout_seconds)
         stack.push_async_callback(parts.dispatcher.stop)
         # All of them before anything runs: what a continued run publishes has to find every workflow.
         for workflow, mode in self._workflows:
             await parts.runtime.register(workflow, mode=mode)
         if role == "node":
-            await self._begin(stack, parts, settings)
+            await heartbeat.start()
+            await self._begin(stack, parts)
 
     async def _open_remote(self, stack: AsyncExitStack, parts: RemoteParts, settings: Settings) -> None:
         """Opens a client of the node that has a file: everything of its own, and the way to that node."""
@@ -605,15 +612,10 @@ class App:
         self.bus.connect(parts.intake.publish)
         stack.callback(self.bus.connect, None)
 
-    async def _begin(self, stack: AsyncExitStack, parts: Parts, settings: Settings) -> None:
+    async def _begin(self, stack: AsyncExitStack, parts: Parts) -> None:
         """Lets a node live: from here on it has what it claims, and whoever is no node may ask it."""
         node, store = parts.node, parts.store
         stack.callback(signals.emit, signals.NODE_STOPPED, node_id=node.node_id)
-        heartbeat = store.heartbeat(
-            node.beat, every_seconds=settings.heartbeat_seconds, stall_seconds=settings.loop_stall_seconds
-        )
-        await heartbeat.start()
-        stack.push_async_callback(heartbeat.stop)
         await node.start()
         parts.dispatcher.start()
         parts.retention.start()

@@ -120,6 +120,34 @@ async def test_a_living_node_keeps_what_it_has(make_app):
     assert seen == [1]
 
 
+@pytest.mark.covers("N58")
+async def test_a_node_that_is_closed_keeps_what_still_runs(make_app, hearts):
+    """A run that is given its time to end while its node closes is not taken over, however short the lease is."""
+    seen, gate = [], Gate()
+
+    async def work(ctx):
+        seen.append(ctx.attempt)
+        await gate(ctx)
+
+    one = make_app(flow(work), settings=QUICK)
+    async with make_app(flow(work), settings=QUICK) as two:
+        await one.__aenter__()
+        await two.runtime.deregister("flow")
+        run_id = run_id_of(await one.publish("go"))
+        await gate.reached.get()
+        await two.runtime.register(flow(work))
+        closing = asyncio.ensure_future(one.__aexit__(None, None, None))
+        begun = await renewals(two)
+        while await renewals(two) < begun + 3_000_000:  # two leases long
+            await asyncio.sleep(0.05)
+        gate.open.set()
+        await closing
+        assert (await two.runtime.wait(run_id, timeout_seconds=LIMIT)).ok
+        nodes = await two.store.read("nodes", {}, NodeRow)
+        assert [node.node_id for node in nodes] == [two.node_id]
+    assert seen == [1]
+
+
 async def renewals(app):
     """When the nodes of a store have last said that they live, the one that is silent for longest."""
     return min(row.renewed_at for row in await app.store.read("nodes", {}, NodeRow))

@@ -248,11 +248,18 @@ class Node:
         try:
             if self._strays:
                 await self._gather_strays()
-            if self.started:
-                await self._store.run(leave, Leave(node_id=self.node_id), no_decision, self._clock.now())
         except (StoreError, ClosedError) as error:  # the next node takes them over
             signals.emit(signals.NODE_TROUBLE, level="error", what="giving runs back", error=error.message)
         self.news.close()
+
+    async def leave(self) -> None:
+        """Says that this node is no more; after `stop`, and when nothing says any longer that it lives."""
+        if not self.started:
+            return
+        try:
+            await self._store.run(leave, Leave(node_id=self.node_id), no_decision, self._clock.now())
+        except (StoreError, ClosedError) as error:  # its lease ends by itself
+            signals.emit(signals.NODE_TROUBLE, level="error", what="leaving", error=error.message)
 
     async def commit(self, verb: Verb, item: Any, decide: Decide) -> Any:
         """Submits a run's write; waits and tries again while the disk is full.
@@ -328,7 +335,8 @@ class Node:
             self._ask_for_aborts = False
             rows: list[Run] = await self._store.read("aborting_runs", {"owner": self.node_id}, Run)
             for run in rows:
-                self.abort(run.run_id, run.abort_reason or "")
+                if run.run_id not in self._aborting:  # told once: a second cancel would meet what ends it in order
+                    self.abort(run.run_id, run.abort_reason or "")
 
     async def _claim(self, limit: int, *, orphans: bool = False) -> list[Claimed]:
         """Claims and starts runs; a caller that is cancelled leaves no claimed run without its task."""
