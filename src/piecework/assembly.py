@@ -94,7 +94,7 @@ class Declared:
 def assemble(declared: Declared, store: Store, settings: Settings, transport: Transport, *, serving: bool) -> Parts:
     """Makes the parts of a node, or (not `serving`) of a client; nothing runs yet."""
     clock = StoreClock(declared.app.clock, lambda: store.clock_offset)
-    news = News()
+    news = News(shared=store.shared)
     catalogue = Catalogue()
     executor = Executor(
         declared.app,

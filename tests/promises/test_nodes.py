@@ -11,7 +11,7 @@ from piecework import Settings, Stage, Transient, WaitFor, Workflow, pause
 from piecework.clock import SECOND
 from piecework.errors import NotFoundError
 from piecework.run.retention import Retention
-from piecework.store.items import Claim, TakeOver
+from piecework.store.items import Claim, RegisterRoutes, TakeOver
 from piecework.store.postgres import PostgresStore
 from piecework.store.records import NodeRow
 from piecework.telemetry import signals
@@ -164,6 +164,29 @@ async def test_an_abort_reaches_the_node_that_has_the_run(make_app):
             assert await two.runtime.abort(run_id, "enough")
             result = await two.runtime.wait(run_id, timeout_seconds=LIMIT)
     assert result.error.code == "ABORTED"
+
+
+@pytest.mark.covers("N60")
+async def test_a_workflow_that_moves_is_not_retired_on_its_way(make_app):
+    """A workflow that one node gives up while another registers it goes on finding its events."""
+    async with make_app(flow()) as two, make_app() as one:
+        submit = one.store.run
+
+        async def interrupted(verb, item, *rest):
+            outcome = await submit(verb, item, *rest)
+            if isinstance(item, RegisterRoutes):
+                await two.runtime.deregister("flow")
+            return outcome
+
+        one.store.run = interrupted
+        await one.runtime.register(flow())
+        (info,) = await two.runtime.registered()
+        assert (info.workflow_id, info.nodes) == ("flow", [one.node_id])
+        (result,) = (await two.publish("go")).dispatched
+        assert result.outcome == "pending"
+        while not (runs := await one.runtime.list_all_runs()):
+            await one.runtime.registered()
+        assert (await one.runtime.wait(runs[0].run_id, timeout_seconds=LIMIT)).ok
 
 
 async def test_an_event_wakes_a_run_wherever_it_was_published(make_app):

@@ -15,10 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
-class News:
-    """Announces the statuses of runs once they are durable."""
+_LOOK_AGAIN_SECONDS = 1.0
 
-    def __init__(self) -> None:
+
+class News:
+    """Announces the statuses of runs once they are durable.
+
+    Args:
+        shared: Whether other processes commit too.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
         self._waiting: dict[str, set[asyncio.Future[str]]] = defaultdict(set)
         self._listeners: set[Callable[[str, str], None]] = set()
         self._closed = False
@@ -53,13 +61,13 @@ class News:
                 if not future.done():
                     future.set_result("")
 
-    async def after(self, future: asyncio.Future[str], seconds: float | None) -> None:
-        """Waits for an announcement, at most so long: where others commit too, one may get lost.
+    async def after(self, future: asyncio.Future[str]) -> None:
+        """Waits for an announcement; where others commit too one may get lost, so it is waited for only for a while.
 
         Raises:
             StoppedError: The node is stopping.
         """
-        await asyncio.wait({future}, timeout=seconds)
+        await asyncio.wait({future}, timeout=_LOOK_AGAIN_SECONDS if self._shared else None)
         if future.done():
             future.result()
 

@@ -134,9 +134,9 @@ class Node:
         await self.take_over()
         self.wake()
 
-    async def register(self) -> None:
-        """Says in the store that this node lives and what it has registered."""
-        self._workflows = encode([name for kind in self._kinds.values() for name in kind.offers()])
+    async def register(self, *coming: str) -> None:
+        """Says in the store that this node lives, what it has registered, and what it is about to."""
+        self._workflows = encode([*coming, *(name for kind in self._kinds.values() for name in kind.offers())])
         await self._store.run(renew, self.renewal(), no_decision, self._clock.now())
 
     def beat(self) -> tuple[Verb, Renew, Decide]:
@@ -254,7 +254,7 @@ class Node:
 
     async def leave(self) -> None:
         """Says that this node is no more; after `stop`, and when nothing says any longer that it lives."""
-        if not self.started:
+        if not self._started_at:  # it has never said that it is one
             return
         try:
             await self._store.run(leave, Leave(node_id=self.node_id), no_decision, self._clock.now())

@@ -300,11 +300,9 @@ class PieceService:
         """The usual interval of an integration that is declared here or on a living node."""
         known = {name: one.every_seconds for name, one in self._definitions.items()}
         if integration not in known:
-            nodes: Sequence[NodeRow] = await self._store.read("nodes", {}, NodeRow)
-            for node in nodes:
-                if node.expires_at is None or node.expires_at > self._clock.now():
-                    offers = [offer.removeprefix(OFFER) for offer in decode(node.workflows) if offer.startswith(OFFER)]
-                    known |= {name: float(every) for name, _, every in (offer.rpartition("=") for offer in offers)}
+            for node in await self._store.read("living_nodes", {"now": self._clock.now()}, NodeRow):
+                offers = [offer.removeprefix(OFFER) for offer in decode(node.workflows) if offer.startswith(OFFER)]
+                known |= {name: float(every) for name, _, every in (offer.rpartition("=") for offer in offers)}
         if integration not in known:
             raise NotFoundError.among("integration", integration, known)
         return known[integration]
@@ -355,7 +353,7 @@ class PieceService:
         try:
             info = await self._info(run_id)
             while wait and info.ended_at is None:
-                await self._node.news.after(news, 1.0 if self._store.shared else None)
+                await self._node.news.after(news)
                 info = await self._info(run_id)
                 news = self._node.news.expect(run_id)
         finally:

@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from piecework.workspace.context import Host
 
 _PAGE = 1000
-_LOOK_AGAIN_SECONDS = 1.0
-"""Where other processes commit too, their word of it may get lost."""
 
 
 class Runtime:
@@ -90,7 +88,6 @@ class Runtime:
         self._clock = clock
         self._env = env
         self._serving = serving
-        self._look_again_seconds = _LOOK_AGAIN_SECONDS if store.shared else None
         self._stopped = False
 
     # -- workflows -----------------------------------------------------------------------------------------------
@@ -127,6 +124,8 @@ class Runtime:
         try:
             await container.ready()
             if self._serving:
+                # First that this node has it: nobody retires it between here and its routes.
+                await self._node.register(workflow.id)
                 await self._announce(registered)
             self._catalogue.add(registered)
         except BaseException:
@@ -216,8 +215,8 @@ class Runtime:
         return outcome.dropped
 
     async def _living(self) -> list[NodeRow]:
-        nodes: list[NodeRow] = await self._store.read("nodes", {}, NodeRow)
-        return [node for node in nodes if node.expires_at is None or node.expires_at > self._clock.now()]
+        nodes: list[NodeRow] = await self._store.read("living_nodes", {"now": self._clock.now()}, NodeRow)
+        return nodes
 
     async def stop(self) -> None:
         """Deregisters every workflow and takes no more. Stopping twice is harmless.
@@ -515,7 +514,7 @@ class Runtime:
                 paused = until == "paused" and run.status == Status.PAUSED and run.resume_count >= resumes
                 if paused or run.status in ENDED:
                     return run
-                await self._node.news.after(news, self._look_again_seconds)
+                await self._node.news.after(news)
             finally:
                 news.cancel()
 

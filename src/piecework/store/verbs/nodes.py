@@ -102,14 +102,12 @@ def retire_workflow(items: Sequence[RetireWorkflow], _decide: Decide, now: int) 
     there: list[WorkflowRow] = yield Lock(WorkflowRow, [(name,) for name in ids])
     known = {row.workflow_id for row in there}
     outcomes: list[Retired] = []
-    nodes: list[NodeRow] = yield Read("nodes", {}, NodeRow)
+    nodes: list[NodeRow] = yield Read("living_nodes", {"now": now}, NodeRow)
     for item in items:
         holders = tuple(
             node.node_id
             for node in nodes
-            if node.node_id != item.node_id
-            and (node.expires_at is None or node.expires_at > now)
-            and item.workflow_id in msgspec.json.decode(node.workflows)
+            if node.node_id != item.node_id and item.workflow_id in msgspec.json.decode(node.workflows)
         )
         dropped = 0
         if not holders and item.workflow_id in known:
