@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import InvalidStateError
-from piecework.ids import new_id
-from piecework.run.intake import Receipt, check_payload
+from piecework.run.intake import Receipt, check_event
 from piecework.store.inbox import put_into_inbox
 from piecework.store.records import Inbox
-from piecework.store.values import check_identifier, encode_mapping
 
 if TYPE_CHECKING:
     from piecework.bus.event import Event
@@ -56,10 +54,5 @@ def inbox_row(event: Event, *, limit_bytes: int, now: int) -> Inbox:
     Raises:
         ValidationError: Its type, id, space or payload is not acceptable.
     """
-    check_identifier(event.type, "event type")
-    event_id = new_id() if event.id is None else check_identifier(event.id, "event id")
-    if event.space is not None:
-        check_identifier(event.space, "space")
-    check_payload(event.payload)
-    payload = encode_mapping(event.payload, what="payload", limit_bytes=limit_bytes)
+    event_id, payload = check_event(event, limit_bytes=limit_bytes)
     return Inbox(None, event_id, event.type, event.space, payload, now)

@@ -224,12 +224,7 @@ class Intake:
             )
 
     def _accept_item(self, event: Event) -> Accept:
-        check_identifier(event.type, "event type")
-        event_id = new_id() if event.id is None else check_identifier(event.id, "event id")
-        if event.space is not None:
-            check_identifier(event.space, "space")
-        check_payload(event.payload)
-        payload = encode_mapping(event.payload, what="payload", limit_bytes=self._limit)
+        event_id, payload = check_event(event, limit_bytes=self._limit)
         row = EventRow(None, event_id, event.type, event.space, payload, self._clock.now())
         return Accept(event=row, payload=event.payload, routes=self._routes(event), known=self._known())
 
@@ -237,7 +232,9 @@ class Intake:
         return tuple(route for kind in self._deciding for route in kind.routes(event))
 
     def _known(self) -> dict[str, str | None]:
-        return {name: version for kind in self._deciding for name, version in kind.versions().items()}
+        told = [versions for kind in self._deciding if (versions := kind.versions())]
+        # Asked with every event; one kind has triggers, and its own table does.
+        return told[0] if len(told) == 1 else {name: version for versions in told for name, version in versions.items()}
 
     def matches(self, wait: Wait, event: EventRow, payload: dict[str, Any]) -> dict[str, Any] | None:
         """Whether an event meets a wait, by the rule of the kind that registered it: the patch to resume with."""
@@ -261,6 +258,20 @@ class Intake:
 
 def _nothing() -> None:
     """Nobody does what is left: another node will."""
+
+
+def check_event(event: Event, *, limit_bytes: int) -> tuple[str, bytes]:
+    """Checks an event at the door, whichever door it is; answers its id, made where none is given, and its payload.
+
+    Raises:
+        ValidationError: Its type, id, space or payload is not acceptable.
+    """
+    check_identifier(event.type, "event type")
+    event_id = new_id() if event.id is None else check_identifier(event.id, "event id")
+    if event.space is not None:
+        check_identifier(event.space, "space")
+    check_payload(event.payload)
+    return event_id, encode_mapping(event.payload, what="payload", limit_bytes=limit_bytes)
 
 
 def check_payload(payload: Any) -> None:

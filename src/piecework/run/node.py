@@ -348,20 +348,20 @@ class Node:
     async def _claim_now(self, limit: int, *, orphans: bool) -> list[Claimed]:
         async with self._claiming:
             known = self._known()
-            item = Claim(
-                owner=self.node_id,
-                limit=limit,
-                known=known,
-                after=self._served,
-                places=self._places,
-                taken=dict(self._in_space),
-            )
-            theirs = TakeOver(owner=self.node_id, limit=limit, known=known)
-            claimed: list[Claimed] = await (
-                self._store.run(take_over, theirs, decide_claim, self._clock.now())
-                if orphans
-                else self._store.run(claim, item, decide_claim, self._clock.now())
-            )
+            item: Claim | TakeOver
+            if orphans:
+                item = TakeOver(owner=self.node_id, limit=limit, known=known)
+            else:
+                item = Claim(
+                    owner=self.node_id,
+                    limit=limit,
+                    known=known,
+                    after=self._served,
+                    places=self._places,
+                    taken=dict(self._in_space),
+                )
+            verb = take_over if orphans else claim
+            claimed: list[Claimed] = await self._store.run(verb, item, decide_claim, self._clock.now())
             for entry in claimed:
                 self._start(entry)
             if claimed and not orphans:

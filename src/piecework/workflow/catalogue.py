@@ -44,6 +44,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._by_id: dict[str, Registered] = {}
         self._by_event: dict[str, list[tuple[Registered, Trigger]]] = {}
+        self._versions: dict[str, str | None] = {}
 
     def __contains__(self, workflow_id: object) -> bool:
         return workflow_id in self._by_id
@@ -53,8 +54,8 @@ class Catalogue:
         return list(self._by_id)
 
     def versions(self) -> dict[str, str | None]:
-        """The version of each workflow."""
-        return {workflow_id: registered.workflow.version for workflow_id, registered in self._by_id.items()}
+        """The version of each workflow, as of now: what was answered before never changes."""
+        return self._versions
 
     def get(self, workflow_id: str) -> Registered:
         """A workflow by id.
@@ -79,6 +80,7 @@ class Catalogue:
         """Takes a workflow in: from now on its triggers see events."""
         self.check_free(registered.workflow.id)
         self._by_id[registered.workflow.id] = registered
+        self._versions = self._versions | {registered.workflow.id: registered.workflow.version}
         for trigger in registered.workflow.triggers.values():
             self._by_event.setdefault(trigger.event, []).append((registered, trigger))
 
@@ -86,6 +88,7 @@ class Catalogue:
         """Takes a workflow out: from now on no event reaches it. Answers what it was."""
         gone = self._by_id.pop(workflow_id, None)
         if gone is not None:
+            self._versions = {name: version for name, version in self._versions.items() if name != workflow_id}
             for event_type in {trigger.event for trigger in gone.workflow.triggers.values()}:
                 left = [entry for entry in self._by_event[event_type] if entry[0] is not gone]
                 if left:
