@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -30,6 +30,7 @@ from piecework.errors import (
     NotFoundError,
     ValidationError,
 )
+from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.process.address import Address, address_of
 from piecework.run.admission import check_mode
@@ -43,6 +44,7 @@ from piecework.store.sqlite import SqliteStore, sqlite_path
 from piecework.store.values import check_identifier
 from piecework.telemetry import signals
 from piecework.workflow.definition import Workflow
+from piecework.workspace.modules import check_modules, import_modules
 from piecework.workspace.supervise import Supervisor
 from piecework.workspace.threads import SyncThreads
 from piecework.workspace.workspace import (
@@ -89,6 +91,8 @@ class App:
             omitted.
         mail: `smtp://…`, `console:` or `outbox:`; PIECEWORK_MAIL when omitted, else `outbox:`.
         services: One instance of each per process.
+        modules: Whose imports declare more by this app's decorators ("newsroom.services"): imported whenever the app
+            opens, in a space's worker and on a client too, before anything of it is made ready.
         env: The app's layer of variables; the process environment when omitted.
         config: What `ws.config` is.
         import_path: "package.module:attribute", only where the app cannot be found by identity; the attribute may be
@@ -97,7 +101,7 @@ class App:
         clock: For tests.
 
     Raises:
-        ValidationError: The name is empty, or a service is not well-formed.
+        ValidationError: The name is empty, a service is not well-formed, or a module's name is none.
         DuplicateKeyError: Two services have one id, or one is reserved.
     """
 
@@ -109,6 +113,7 @@ class App:
         database: str | None = None,
         mail: str | None = None,
         services: Iterable[Service] = (),
+        modules: Iterable[str] = (),
         env: Mapping[str, str | None] | None = None,
         config: Mapping[str, Any] | None = None,
         import_path: str | None = None,
@@ -128,6 +133,7 @@ class App:
         self._database_url = database
         self._env = None if env is None else dict(env)
         self._settings = settings
+        self._modules = check_modules(modules)
         self._registry = Registry(service.recipe(Scope.APP) for service in services)
         self._definitions: dict[str, PieceDefinition] = {}
         self._workflows: list[tuple[Workflow, Mode | None]] = []
@@ -167,7 +173,15 @@ class App:
         self._settings = settings or self._settings
 
     def service(
-        self, *, scope: str, name: str | None = None, provides: type | None = None, client: bool = False
+        self,
+        *,
+        scope: str,
+        name: str | None = None,
+        provides: type | None = None,
+        client: bool = False,
+        lazy: bool = True,
+        timeout_seconds: float | None = None,
+        retries: int = 0,
     ) -> Callable[[F], F]:
         """Declares a service; the function's name is its own unless another is given.
 
@@ -176,14 +190,34 @@ class App:
             name: What it is asked for by.
             provides: Its type, where the function's annotation does not say.
             client: Recorded for clients.
+            lazy: False, for scope app, builds it when the app opens, which fails when it does. One that is declared
+                while the app is open is built at its first use all the same.
+            timeout_seconds: How long one attempt to build it may take; None means without limit.
+            retries: How many further attempts follow one that raises.
 
         Raises:
             DuplicateKeyError: The id is taken or reserved.
+            ValidationError: There is no such scope, a number is out of range, or lazy=False is not possible in that
+                scope.
         """
+        lives = parse(scope)
+        if not lazy and lives is not Scope.APP:
+            raise ValidationError(
+                f"a service of scope {scope!r} is built at its first use: leave lazy=False out, or give scope='app'"
+            )
 
         def declare(factory: F) -> F:
-            key = name or factory.__name__
-            self._registry.add(Recipe(key, factory, parse(scope), provides=provides, client=client))
+            recipe = Recipe(
+                name or factory.__name__,
+                factory,
+                lives,
+                provides=provides,
+                client=client,
+                lazy=lazy,
+                timeout_seconds=timeout_seconds,
+                retries=retries,
+            )
+            self._registry.add(recipe)
             return factory
 
         return declare
@@ -395,8 +429,17 @@ class App:
         run_id: str | None = None,
         delay_seconds: float | None = None,
         space: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> str:
         """Queues a job and returns its run id when it is durable; the same `run_id` twice is one run.
+
+        Args:
+            name: The job.
+            args: JSON values.
+            run_id: Names the run; made when not given.
+            delay_seconds: How much later it may begin.
+            space: The tenant.
+            overrides: What stands for services in it, by name, if this very process carries it out.
 
         Raises:
             NotFoundError: There is no such job.
@@ -412,8 +455,11 @@ class App:
             return await parts.intake.enqueue(name, args, run_id=run_id, delay_seconds=delay_seconds, space=space)
         parts.jobs.check(name)
         due_at = parts.node.now() + micros(check_duration("delay_seconds", delay_seconds)) if delay_seconds else None
-        queued = await parts.intake.enqueue("job", name, args, run_id=run_id, space=space, due_at=due_at)
-        return queued.run_id
+        run_id = new_id() if run_id is None else check_identifier(run_id, "run_id")
+        remembered = parts.jobs.inheriting(run_id, overrides, _ended_on(parts.runtime)) if overrides else nullcontext()
+        with remembered:
+            await parts.intake.enqueue("job", name, args, run_id=run_id, space=space, due_at=due_at)
+        return run_id
 
     def workspace(
         self,
@@ -452,7 +498,8 @@ class App:
 
         Raises:
             StoreError: The store cannot be opened, or somebody else has it.
-            AppImportError: There are pieces, and the app cannot be imported in another process.
+            AppImportError: One of its modules cannot be imported; or there are pieces, and another process could not
+                import the app.
             InvalidStateError: It is open already.
         """
         return await self._enter("node")
@@ -469,6 +516,7 @@ class App:
 
         Raises:
             ValidationError: There is no such role.
+            AppImportError: As when a node opens.
             StoreError: As when a node opens.
             NoNodeError: No node has the file of a client; the message says how to start one.
             InvalidStateError: It is open already.
@@ -489,6 +537,8 @@ class App:
                 f"app {self.name!r} was opened while a worker process imported its module: put what runs it, such as "
                 "asyncio.run(main()), under if __name__ == '__main__':"
             )
+        # Not awaited: two openers at once cannot come between, and what it declares is there for all that follows.
+        import_modules(self._modules, app=self.name)
         self._stack = AsyncExitStack()
         try:
             await self._open_role(self._stack, role)
@@ -513,6 +563,7 @@ class App:
             init: What is in force on the node; it wins over the module's own values.
             ask: Asks the node.
         """
+        import_modules(self._modules, app=self.name)
         self._ask = ask
         self._database_url = init.database
         self._env = {**init.env} if self._env is not None else None
@@ -749,6 +800,13 @@ class WorkerSide:
     ) -> AbstractAsyncContextManager[Workspace]:
         """A fresh workspace of a space."""
         return open_workspace(self._app, space=space, key=key, run_id=key, params=params)
+
+
+def _ended_on(runtime: Runtime) -> Callable[[str], Awaitable[Any]]:
+    async def ended(run_id: str) -> bool:
+        return (await runtime.wait(run_id)).ok  # looked at: what a job came to is told by its run
+
+    return ended
 
 
 def _workspace_database(ctx: Any, application_database: Database) -> WorkspaceDatabase:

@@ -82,19 +82,20 @@ LONGEST_SECONDS = 100 * 365 * 86400
 """Durations beyond a hundred years are refused: the calendar has an end, and a typing error is likelier."""
 
 
-def check_duration(what: str, seconds: Any) -> float:
+def check_duration(what: str, seconds: Any, **data: Any) -> float:
     """Checks a duration that somebody gave.
 
     Args:
         what: Named in the error.
         seconds: Any value.
+        data: What the error is about, besides.
 
     Raises:
         ValidationError: It is not a positive number of at most a hundred years.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_SECONDS:
         raise ValidationError(
-            f"{what} has to be a positive number of seconds, a hundred years at most, not {seconds!r}"
+            f"{what} has to be a positive number of seconds, a hundred years at most, not {seconds!r}", **data
         )
     return seconds
 

@@ -19,11 +19,15 @@ class PieceworkError(Exception):
 
     Attributes:
         code: A stable name in capitals: what programs compare.
+        cause: What leads to it, in general; docs/errors.md is made from it.
+        cure: What to do then, in general; the message says it for the case at hand.
         message: What happened, to which id, and what to do: what people read.
         data: The values that the message is about, by name; they are attributes too.
     """
 
     code: ClassVar[str] = "INTERNAL_ERROR"
+    cause: ClassVar[str] = "a fault of ours"
+    cure: ClassVar[str] = "please report it, with the whole message"
 
     def __init__(self, message: str, **data: Any) -> None:
         super().__init__(message)
@@ -48,9 +52,14 @@ class NotFoundError(PieceworkError, LookupError):
     """Something was asked for by an id that nobody registered."""
 
     code = "NOT_FOUND"
+    cause = "an id that nobody registered, or that is not there any more"
+    cure = (
+        "look at the names that the message suggests; `piecework runs list`, `piecework pieces list`, `piecework "
+        "workflows list`"
+    )
 
     @classmethod
-    def among(cls, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> NotFoundError:
+    def among(cls, kind: str, name: str, known: Iterable[str], *, hint: str = "", **data: Any) -> NotFoundError:
         """Builds the error for an unknown name, with the nearest known ones.
 
         Args:
@@ -58,6 +67,7 @@ class NotFoundError(PieceworkError, LookupError):
             name: What was asked for.
             known: The names there are.
             hint: What else to do about it; a sentence.
+            data: What else the error is about; `kind`, and `name`, which is `key` too, are there anyhow.
         """
         import difflib
 
@@ -71,127 +81,183 @@ class NotFoundError(PieceworkError, LookupError):
         else:
             advice = f"there is no {kind} at all"
         text = f"no {kind} {name!r}: {advice}"
-        return cls(f"{text}. {hint}" if hint else text, kind=kind, name=name)
+        return cls(f"{text}. {hint}" if hint else text, kind=kind, name=name, key=name, **data)
 
 
 class ValidationError(PieceworkError, ValueError):
     """A value, a definition or an argument is not acceptable; nothing was changed."""
 
     code = "VALIDATION_ERROR"
+    cause = "a definition, an argument or a value is not acceptable; nothing was changed"
+    cure = "the message says which, and where in it; change that and call again"
 
 
 class DuplicateKeyError(PieceworkError):
     """An id is taken already, or reserved."""
 
     code = "DUPLICATE_KEY"
+    cause = "an id is taken, or reserved"
+    cure = "choose another id, or say `replace=True` where that is offered"
 
 
 class ConflictError(PieceworkError):
     """Two writers disagree about the same thing."""
 
     code = "CONFLICT"
+    cause = "two steps wrote different values to one place, or a workflow id is registered already"
+    cure = "let one of them write it; deregister the other first"
 
 
 class InvalidStateError(PieceworkError):
     """What was asked is not possible in the present state, or somebody else was faster."""
 
     code = "INVALID_STATE"
+    cause = "what was asked is not possible now, or somebody else was faster"
+    cure = "look at it as it is now (`piecework runs show RUN_ID`) and decide anew"
 
 
 class InvalidScopeError(PieceworkError):
     """A service asked for something that does not live as long as itself."""
 
     code = "INVALID_SCOPE"
+    cause = "a service asked for something that lives shorter than itself"
+    cure = "give it a narrower scope, or pass the value at the call"
 
 
 class CycleError(PieceworkError):
     """Services need each other in a circle; the message draws it."""
 
     code = "CYCLE"
+    cause = "services need each other in a circle"
+    cure = "the message draws it: break it at one place, for instance by asking later, at the first use"
+
+
+class UnstableError(PieceworkError):
+    """A service was discarded five times: what it had read kept changing while it was built."""
+
+    code = "UNSTABLE"
+    cause = "a service was discarded five times because what it had read kept changing while it was built"
+    cure = "read less of the state in its factory, or change the state less often; the next call tries again"
 
 
 class TimeoutExceededError(PieceworkError, TimeoutError):
     """A time limit passed; what was under way was stopped."""
 
     code = "TIMEOUT"
+    cause = "a time limit passed; what was under way was stopped"
+    cure = "raise the limit, or do less at once"
 
 
 class ExecutionFailedError(PieceworkError):
     """A step or a hook of a run raised."""
 
     code = "EXECUTION_FAILED"
+    cause = "your code raised"
+    cure = "the message has its words, the run's timeline the place: `piecework runs show RUN_ID`"
 
 
 class AbortedError(PieceworkError):
     """The run was aborted, by a person, a program or its successor."""
 
     code = "ABORTED"
+    cause = "the run was aborted: by a person, a program or its successor"
+    cure = "the reason stands in its timeline: `piecework runs show RUN_ID`"
 
 
 class CrashedError(PieceworkError):
     """A run took its process down again and again without any progress, or a worker died under it."""
 
     code = "CRASHED"
+    cause = "a run took its process down again and again, without any progress"
+    cure = "look at the worker's output; the checkpoint is kept"
 
 
 class StoppedError(PieceworkError):
     """The app, the runtime or the worker has stopped and takes no more work."""
 
     code = "STOPPED"
+    cause = "the app, the node or the worker is stopping and takes no more work"
+    cure = "what was accepted goes on when a node starts: `piecework serve MODULE:APP`"
 
 
 class ClosedError(PieceworkError):
     """A workspace, container or connection was used after it had been closed."""
 
     code = "CLOSED"
+    cause = "a workspace, container, store or app was used after its end"
+    cure = "open a new one"
+
+
+class DisposedError(ClosedError):
+    """What a service lives in was closed while, or before, it was asked for."""
+
+    code = "CANCELLED"
+    cause = "what a service lives in was closed while, or before, it was asked for"
+    cure = "open a new one and ask there; close what lasts longer last"
 
 
 class StoreError(PieceworkError):
     """The store could not do its work; nothing of the failed item was written."""
 
     code = "STORE_ERROR"
+    cause = "the store could not do its work; nothing of it was written"
+    cure = "the message has the reason; `piecework store check`"
 
 
 class StoreLockedError(StoreError):
     """Another process is the node of this store file; the message names its pid."""
 
     code = "STORE_LOCKED"
+    cause = "another process is the node of this file"
+    cure = "stop it (its pid is named), or use another store"
 
 
 class StoreFormatError(StoreError):
     """The file is not a store of ours, or damaged; it was not touched."""
 
     code = "STORE_FORMAT"
+    cause = "the file is not a store of ours, or damaged; it was not touched"
+    cure = "name another file, or restore a backup"
 
 
 class SchemaVersionError(StoreError):
     """The store was written by a newer Piecework; it was not touched."""
 
     code = "SCHEMA_VERSION"
+    cause = "the store was written by a newer Piecework; it was not touched"
+    cure = "upgrade: `pip install --upgrade piecework`"
 
 
 class StoreUnavailableError(StoreError):
     """The store cannot be reached (any more)."""
 
     code = "STORE_UNAVAILABLE"
+    cause = "the database server cannot be reached, or went away in mid-commit"
+    cure = "see that it runs; doing the same again is harmless"
 
 
 class StoreFullError(StoreError):
     """The disk is full; nothing was acknowledged, work goes on when there is room."""
 
     code = "STORE_FULL"
+    cause = "the disk is full; nothing was acknowledged"
+    cure = "make room; what runs waits and goes on by itself"
 
 
 class StaleEpochError(StoreError):
     """A write of a superseded attempt was refused: somebody else owns the run now."""
 
     code = "STALE_EPOCH"
+    cause = "a late write of a superseded attempt was refused"
+    cure = "nothing: its successor is at work"
 
 
 class NoNodeError(PieceworkError):
     """No node of this store is running, or it went away."""
 
     code = "NO_NODE"
+    cause = "no node of this store is running, or it went away"
+    cure = "`piecework serve MODULE:APP --store URL`"
 
     @property
     def unknown(self) -> bool:
@@ -203,6 +269,8 @@ class MissingExtraError(PieceworkError, ImportError):
     """An optional part is not installed; the message says which to install."""
 
     code = "MISSING_EXTRA"
+    cause = "an optional part is not installed"
+    cure = "`pip install 'piecework[…]'` as the message says"
 
     @classmethod
     def needs(cls, what: str, extra: str) -> MissingExtraError:
@@ -214,6 +282,12 @@ class AppImportError(PieceworkError, ImportError):
     """The application cannot be imported under the name that was given, or not in another process."""
 
     code = "APP_IMPORT"
+    cause = "the app cannot be imported under that name, or not in another process"
+    cure = "assign it at module level, or give `import_path`"
+
+    def __init__(self, message: str, **data: Any) -> None:
+        super().__init__(message, **data)
+        self.name = data.get("name")  # every ImportError has one of its own, which would stand before ours
 
 
 class RemoteError(PieceworkError):
@@ -225,24 +299,61 @@ class RemoteError(PieceworkError):
     """
 
     code = "EXECUTION_FAILED"
+    cause = "your code raised in another process"
+    cure = "the message has its words, `error.trace` the place"
 
 
 class ProtocolError(PieceworkError):
     """A peer sent something that is not of the protocol; the connection was ended."""
 
     code = "PROTOCOL"
+    cause = "a peer sent something malformed; the connection was ended"
+    cure = "look at what it is, and that both sides run the same version"
 
 
 class DatabaseError(PieceworkError):
     """The application's database could not do its work; nothing of the statement was written."""
 
     code = "DATABASE_ERROR"
+    cause = "the application's database could not do it; nothing of the statement was written"
+    cure = "the message has table and kind of statement"
 
 
 class DeliveryUnknownError(PieceworkError):
     """A mail may have arrived, and it is not known whether it did: it is not sent again."""
 
     code = "DELIVERY_UNKNOWN"
+    cause = "a mail may have arrived, nobody knows; it is not sent again"
+    cure = "ask the recipient before sending it again"
+
+
+class MailUnknown(PieceworkError):  # noqa: N818 - a verdict on an attempt, not a fault of the program
+    """A mail was handed over and it is not known whether the server took it."""
+
+    code = "DELIVERY_UNKNOWN"
+    cause = "a mail was handed over, and the server's answer was lost"
+    cure = "it is tried once more with the same Message-ID; after that ask the recipient"
+
+
+class MailRefused(PieceworkError):  # noqa: N818 - a verdict on an attempt, not a fault of the program
+    """The server certainly did not take the mail.
+
+    Args:
+        message: What it, or the way to it, said.
+        permanent: True when the same mail can never be taken.
+
+    Attributes:
+        error: The same as `message`.
+    """
+
+    code = "MAIL_REFUSED"
+    cause = "the mail server did not take it, for good or too often"
+    cure = "the message has its words; correct the address, the mail or the server, then send again"
+
+    def __init__(self, message: str, permanent: bool = False, **data: Any) -> None:
+        super().__init__(message, permanent=permanent, **data)
+        self.error = message
+        self.permanent = permanent
 
 
 def describe(error: BaseException) -> dict[str, Any]:

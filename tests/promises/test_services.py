@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from uuid import uuid4
 
 import pytest
 
-from piecework import App, Service, Settings, Workflow
+from piecework import App, Service, Settings, Stage, Step, Workflow, pause
+from piecework.container.container import Container
 from piecework.errors import DuplicateKeyError, NotFoundError, ValidationError
 
 from .flows import Gate, ended, flow, keep, run_id_of
@@ -385,8 +387,6 @@ async def test_a_step_finds_services_of_all_levels(make_app):
 @pytest.mark.covers("R47")
 async def test_a_resumed_run_has_all_its_services(make_app):
     """A run that is resumed after a restart resolves app, workflow, run and transient services and `__env__` again."""
-    from piecework import Stage, pause
-
     seen = []
     names = ("apps", "flows", "runs", "temps", "__env__")
     workflow = Workflow(
@@ -478,3 +478,357 @@ async def test_a_service_that_fails_to_close_changes_no_outcome(make_app, caplog
         assert (await run(app)).value.status == "completed"
     assert log == ["good closed"]
     assert "cannot close" in caplog.text
+
+
+# -- services that read the run's state ------------------------------------------------------------------------------
+
+
+class Profile:
+    """What a service makes of a user's name."""
+
+    def __init__(self, name):
+        self.name = name
+
+
+def profile(log=None):
+    """A factory that follows the user in the run's state, and says when what it made is closed."""
+
+    def make(ctx):
+        made = Profile(ctx.select(lambda state: state["user"]))
+        if log is not None:
+            ctx.on_cleanup(lambda: log.append(made.name))
+        return made
+
+    return make
+
+
+@pytest.mark.covers("R89")
+async def test_a_factory_reads_state_and_services_and_says_what_to_clean_up(make_app):
+    """A factory gets the run's state, selects from it, uses other services, and registers its clean-up."""
+    seen, log = [], []
+
+    async def full(ctx):
+        ctx.on_cleanup(lambda: log.append("closed"))
+        thing = await ctx.use(lambda deps: deps.require("thing"))
+        return ctx.state()["n"], ctx.select(lambda state: state["n"] + 1), thing, ctx.run_id
+
+    services = [Service("full", full, scope="run"), Service("thing", Thing, scope="run")]
+    async with make_app(flow(keep(seen, of("full", "thing")), services=services)) as app:
+        run_id = run_id_of(await app.publish("go", {"n": 7}))
+        (await app.runtime.wait(run_id, timeout_seconds=20)).unwrap()
+    (full, thing) = seen[0]
+    assert full == (7, 8, thing, run_id)
+    assert log == ["closed"]
+
+
+@pytest.mark.covers("R103", "R120")
+@pytest.mark.parametrize("scope", ["run", "transient"])
+async def test_a_service_selects_from_its_own_run(make_app, scope):
+    """A factory of scope run or transient selects from the state of the run that asks, also beside another run."""
+    seen, meeting = {}, asyncio.Barrier(2)
+
+    async def step(ctx):
+        await meeting.wait()
+        seen[ctx.state["user"]] = (await ctx.require("profile")).name
+        await meeting.wait()
+
+    async with make_app(flow(step, services=[Service("profile", profile(), scope=scope)])) as app:
+        for receipt in [await app.publish("go", {"user": name}) for name in ("ann", "bob")]:
+            (await ended(app, receipt)).unwrap()
+    assert seen == {"ann": "ann", "bob": "bob"}
+
+
+def two_stages(first, second, *services):
+    """A workflow of two stages of one step each."""
+    return Workflow("flow", on="go", stages=[Stage("a", steps=[first]), Stage("b", steps=[second])], services=services)
+
+
+@pytest.mark.covers("R104")
+async def test_a_service_follows_the_runs_state(make_app):
+    """After a commit that changes what it selected who asks next gets a new instance; then the old one is closed."""
+    seen, log = [], []
+
+    async def first(ctx):
+        seen.append(await ctx.require("profile"))
+        return {"user": "bob"}
+
+    async def second(ctx):
+        assert log == []
+        seen.append(await ctx.require("profile"))
+        seen.append(await ctx.require("profile"))
+        seen.append(list(log))
+
+    async with make_app(two_stages(first, second, Service("profile", profile(log), scope="run"))) as app:
+        await run(app, user="ann")
+    assert [made.name for made in seen[:3]] == ["ann", "bob", "bob"]
+    assert seen[1] is seen[2]
+    assert (seen[3], log) == (["ann"], ["ann", "bob"])
+
+
+@pytest.mark.covers("R104")
+async def test_what_was_made_from_a_service_that_follows_is_made_anew_too(make_app):
+    """What was built from a service whose selected value changed is built anew as well, and closed before it."""
+    seen, log = [], []
+
+    async def letter(ctx):
+        to = (await ctx.require("profile")).name
+        ctx.on_cleanup(lambda: log.append(f"letter to {to}"))
+        return f"to {to}"
+
+    async def first(ctx):
+        seen.append(await ctx.require("letter"))
+        return {"user": "bob"}
+
+    services = [Service("profile", profile(log), scope="run"), Service("letter", letter, scope="run")]
+    async with make_app(two_stages(first, keep(seen, of("letter")), *services)) as app:
+        await run(app, user="ann")
+    assert seen == ["to ann", ["to bob"]]
+    assert log == ["letter to ann", "ann", "letter to bob", "bob"]
+
+
+@pytest.mark.covers("R104", "E47")
+async def test_a_step_keeps_the_service_that_it_got(make_app):
+    """A step that is under way keeps its instance, open, whatever it or the step beside it is going to commit."""
+    seen, log, meeting = [], [], asyncio.Barrier(2)
+
+    async def changes(ctx):
+        await ctx.require("profile")
+        await meeting.wait()
+        return {"user": "bob"}
+
+    async def keeps(ctx):
+        mine = await ctx.require("profile")
+        await meeting.wait()
+        seen.extend([mine, await ctx.require("profile"), list(log)])
+
+    workflow = flow(changes, keeps, services=[Service("profile", profile(log), scope="run")])
+    async with make_app(workflow) as app:
+        await run(app, user="ann")
+    assert seen[0] is seen[1]
+    assert (seen[2], log) == ([], ["ann"])
+
+
+@pytest.mark.covers("E48")
+async def test_a_service_that_cannot_be_made_anew_is_tried_again(make_app):
+    """When a service cannot be made anew in mid-run, who asks gets the error, and who asks next has it tried again."""
+    seen, trouble = [], [OSError("down")]
+
+    def make(ctx):
+        user = ctx.select(lambda state: state["user"])
+        if user == "bob" and trouble:
+            raise trouble.pop()
+        return Profile(user)
+
+    async def first(ctx):
+        await ctx.require("profile")
+        return {"user": "bob"}
+
+    async def second(ctx):
+        with pytest.raises(OSError, match="down"):
+            await ctx.require("profile")
+        seen.append((await ctx.require("profile")).name)
+
+    async with make_app(two_stages(first, second, Service("profile", make, scope="run"))) as app:
+        await run(app, user="ann")
+    assert seen == ["bob"]
+
+
+@pytest.mark.covers("E49")
+async def test_a_factory_that_hangs_ends_with_its_run(make_app):
+    """A build that hangs when its run ends is cancelled, and what it opened is closed."""
+    log = []
+
+    async def hangs(ctx):
+        ctx.on_cleanup(lambda: log.append("closed"))
+        await asyncio.Event().wait()
+
+    step = Step(lambda ctx: ctx.require("hangs"), id="asks", timeout_seconds=0.01)
+    async with make_app(flow(step, services=[Service("hangs", hangs, scope="run")])) as app:
+        run_id = run_id_of(await app.publish("go"))
+        assert (await app.runtime.wait(run_id, timeout_seconds=20)).error.code == "TIMEOUT"
+    assert log == ["closed"]
+
+
+@pytest.mark.covers("R104")
+async def test_a_service_does_not_follow_what_it_did_not_select(make_app):
+    """A commit of other data, or of the same value, leaves a service as it is."""
+    seen = []
+
+    async def first(ctx):
+        seen.append(await ctx.require("profile"))
+        return {"user": "ann", "other": {"n": 2}}
+
+    service = Service("profile", profile(), scope="run")
+    async with make_app(two_stages(first, keep(seen, of("profile")), service)) as app:
+        await run(app, user="ann", other={"n": 1})
+    assert seen[0] is seen[1][0]
+
+
+@pytest.mark.covers("R104")
+async def test_a_service_follows_what_a_resume_brings(make_app):
+    """A patch that a paused run is resumed with is followed like a commit."""
+    seen = []
+    workflow = Workflow(
+        "flow",
+        on="go",
+        stages=[
+            Stage("a", steps=[keep(seen, of("profile"))], router=pause()),
+            Stage("b", steps=[keep(seen, of("profile"))]),
+        ],
+        services=[Service("profile", profile(), scope="run")],
+    )
+    async with make_app(workflow) as app:
+        run_id = run_id_of(await app.publish("go", {"user": "ann"}))
+        (await app.runtime.wait(run_id, until="paused", timeout_seconds=20)).unwrap()
+        assert (await app.runtime.resume(run_id, {"user": "bob"})).ok
+    assert [made.name for (made,) in seen] == ["ann", "bob"]
+
+
+@pytest.mark.covers("R105", "R120")
+async def test_configuration_profile_and_request_id(make_app):
+    """A workflow has a configuration for all its runs, a profile for each run, and a new id at each request."""
+    seen, loads = [], []
+
+    async def user_profile(ctx):
+        return Profile(await ctx.use(lambda deps: deps.select(lambda state: state["user_id"])))
+
+    services = [
+        Service("config", lambda: loads.append(1) or {"site": "News"}, scope="workflow"),
+        Service("user_profile", user_profile, scope="run"),
+        Service("request_id", lambda: str(uuid4()), scope="transient"),
+    ]
+    names = ("config", "user_profile", "user_profile", "request_id", "request_id")
+    async with make_app(flow(keep(seen, of(*names)), services=services)) as app:
+        for user_id in ("u1", "u2"):
+            await run(app, user_id=user_id)
+    (config, one, same, first, second), (config_again, other, *more) = seen
+    assert (config is config_again, loads) == (True, [1])
+    assert (one is same, one.name, other.name) == (True, "u1", "u2")
+    assert len({first, second, *more[1:]}) == 4
+
+
+@pytest.mark.covers("R123")
+async def test_a_factory_that_selects_needs_no_run(make_app):
+    """A factory that takes all it needs from its context makes the same in a run and in a container of a test's own."""
+    seen = []
+
+    async def greeting(ctx):
+        return f"{await ctx.require('word')} {ctx.select(lambda state: state['user'])}"
+
+    services = [Service("word", lambda: "hello"), Service("greeting", greeting, scope="run")]
+    async with make_app(flow(keep(seen, of("greeting")), services=services)) as app:
+        await run(app, user="ann")
+    async with Container(state=Container.State({"user": "ann"})) as c:
+        c.register("word", lambda: "hello")
+        c.register("greeting", greeting)
+        assert [[await c.require("greeting")]] == seen == [["hello ann"]]
+
+
+TOUCHES = {
+    "run_id": lambda ctx: ctx.run_id,
+    "select": lambda ctx: ctx.select(lambda state: state["n"]),
+    "state": lambda ctx: ctx.state()["n"],
+}
+
+
+@pytest.mark.covers("R126")
+@pytest.mark.parametrize("touch", TOUCHES)
+@pytest.mark.parametrize("scope", ["app", "workflow"])
+async def test_a_shared_service_that_touches_a_run_is_told_what_to_do(make_app, scope, touch):
+    """A factory of the app or of a workflow that touches a run's data is refused: name it, and give it scope run."""
+    services = [Service("leaks", TOUCHES[touch])]
+    of_app, of_flow = (services, []) if scope == "app" else ([], services)
+    async with make_app(flow(keep([], of("leaks")), services=of_flow), services=of_app) as app:
+        error = (await ended(app, await app.publish("go", {"n": 1}))).error
+    assert (error.code, "'leaks'" in error.message, "scope 'run'" in error.message) == ("INVALID_SCOPE", True, True)
+
+
+@pytest.mark.covers("R127")
+async def test_what_a_run_puts_into_a_shared_service_is_there_for_the_next(make_app):
+    """What a run puts into a service of the app or of its workflow the next run finds; one of scope run is empty."""
+    seen = []
+
+    async def step(ctx):
+        for name in ("apps", "flows", "runs"):
+            basket = await ctx.require(name)
+            basket.append(ctx.state["user"])
+            seen.append((name, list(basket)))
+
+    services = [Service("flows", list), Service("runs", list, scope="run")]
+    async with make_app(flow(step, services=services), services=[Service("apps", list)]) as app:
+        for name in ("ann", "bob"):
+            await run(app, user=name)
+    assert seen[3:] == [("apps", ["ann", "bob"]), ("flows", ["ann", "bob"]), ("runs", ["bob"])]
+
+
+# -- the tree of containers ------------------------------------------------------------------------------------------
+
+
+def containers_of(ctx):
+    """The containers of a step's run and of its workflow."""
+    of_run = ctx.workspace.root.container
+    return of_run, of_run.parents[0]
+
+
+def asking(seen, *names):
+    """A step that asks for services and keeps the containers that it sees, with what they show."""
+
+    async def step(ctx):
+        for name in names:
+            await ctx.require(name)
+        of_run, of_flow = containers_of(ctx)
+        seen.append((of_run, of_flow, of_run.debug_info(), of_flow.debug_info()))
+
+    return step
+
+
+@pytest.mark.covers("R93", "R132")
+async def test_containers_are_a_tree(make_app):
+    """A run's container is below its workflow's, which is below the app's; each workflow has one of its own."""
+    seen = []
+    step = asking(seen, "apps", "flows", "__env__", "__pause_service__")
+    workflows = [flow(step, id=name, on=name, services=[Service("flows", Thing)]) for name in ("one", "two")]
+    async with make_app(*workflows, services=[Service("apps", Thing)]) as app:
+        for name in ("one", "two", "two"):
+            await run(app, name)
+        flows = [of_flow for _, of_flow, _, _ in seen]
+        assert (flows[0] is flows[1], flows[1] is flows[2]) == (False, True)
+        assert [of_flow.parents for of_flow in flows] == [(app.container,)] * 3
+        assert len({id(of_run) for of_run, *_ in seen}) == 3
+        assert {"apps", "__env__"} <= app.container.names()
+        assert flows[0].peek("flows") is not flows[1].peek("flows")
+        assert flows[0].peek("apps") is flows[1].peek("apps") is app.container.peek("apps")
+
+
+@pytest.mark.covers("R96", "R102")
+async def test_what_a_run_needs_lives_in_its_container(make_app):
+    """A service of scope run or transient is in its run's container, and in neither the workflow's nor the app's."""
+    seen = []
+    step = asking(seen, "runs", "temps", "flows")
+    services = [
+        Service("runs", Thing, scope="run"),
+        Service("temps", Thing, scope="transient"),
+        Service("flows", Thing),
+    ]
+    async with make_app(flow(step, services=services)) as app:
+        await run(app)
+        ((_, _, of_run, of_flow),) = seen
+        assert (of_run["runs"]["status"], of_run["runs"]["scope"]) == ("ready", "run")
+        assert (of_flow["flows"]["status"], of_flow["flows"]["scope"]) == ("ready", "workflow")
+        for info in (of_flow, app.container.debug_info()):
+            assert {"runs", "temps"}.isdisjoint(info)
+
+
+@pytest.mark.covers("R135")
+@pytest.mark.parametrize("name", ["runs", "temps"])
+async def test_a_runs_services_are_unknown_above_it(make_app, name):
+    """A service of scope run or transient is NOT_FOUND in its workflow's container and in the app's."""
+    seen = []
+    services = [Service("runs", Thing, scope="run"), Service("temps", Thing, scope="transient")]
+    async with make_app(flow(asking(seen, name), services=services)) as app:
+        await run(app)
+        ((_, of_flow, _, _),) = seen
+        for container in (of_flow, app.container):
+            with pytest.raises(NotFoundError, match=name) as caught:
+                await container.require(name)
+            assert caught.value.code == "NOT_FOUND"

@@ -1,66 +1,176 @@
-"""What a container keeps of a service (`Artifact`), and one attempt to make it (`Build`): records and their order."""
+"""What a container keeps of a service: the `Artifact`, each instance with its history (`Made`), a build under way."""
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from piecework.container.closing import Closers
+from piecework.container.scope import Scope
 from piecework.errors import CycleError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from piecework.container.container import Container
+    from piecework.container.reactive import Reading
     from piecework.container.registry import Recipe
+    from piecework.container.streaming import Stream
+    from piecework.container.watching import Change
+
+_order = count(1)
 
 
 class Artifact:
-    """What is kept of a service in the container it lives in.
+    """A service in the container that it lives in; of a family, one for each parameter.
 
     Attributes:
         recipe: How it is made.
-        instance: The service itself, once `ready`.
-        ready: True when there is an instance.
-        version: How often it has been built.
+        home: The container that it lives in.
+        param: What names it in its family, or None.
+        params: What it was asked for with, or None.
+        made: Its newest instance; None when there is none.
+        fresh: True when that instance may be given away: nothing that it was made from has changed.
+        version: How often it has been made.
+        error: Why its last build failed, or None.
         build: The build under way that all askers share, or None.
+        watchers: Who is told of its changes.
     """
 
-    __slots__ = ("build", "instance", "ready", "recipe", "version")
+    # Thousands come and go with their runs: what most of them never change is kept with the class.
+    param: str | None = None
+    params: Any = None
+    made: Made | None = None
+    fresh: bool = False
+    version: int = 0
+    error: Exception | None = None
+    build: Build | None = None
+    watchers: list[Callable[[Change], Any]] | None = None
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, home: Container, param: str | None = None, params: Any = None) -> None:
         self.recipe = recipe
-        self.instance: Any = None
-        self.ready = False
-        self.version = 0
-        self.build: Build | None = None
+        self.home = home
+        if param is not None:
+            self.param = param
+        if params is not None:
+            self.params = params
+
+    @property
+    def name(self) -> str:
+        """The service's name, of a family with its parameter."""
+        return self.recipe.name if self.param is None else f"{self.recipe.name}:{self.param}"
+
+    @property
+    def status(self) -> str:
+        """One of idle, building, ready, stale, error and disposed."""
+        if self.home.closed:
+            return "disposed"
+        if self.build is not None:
+            return "building"
+        if self.fresh:
+            return "ready"
+        if self.error is not None:
+            return "error"
+        return "stale" if self.version else "idle"
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody counts on its being there: it is watched, or was declared with `lazy=False`."""
+        return bool(self.watchers) or not self.recipe.lazy
+
+    @property
+    def reacts(self) -> bool:
+        """Whether its newest instance selected something of the state."""
+        return self.made is not None and bool(self.made.readings)
+
+
+class Made:
+    """One instance of a service, while it is made and after: what it was made from, and what closes it.
+
+    Attributes:
+        artifact: Whose.
+        build: The build that made it; None for one that was restored or made the quick way.
+        instance: The service itself, once it is made.
+        order: Its place in the order in which instances were completed; 0 before.
+        uses: What it was made from.
+        readings: What it selected of the state.
+        closers: What has to run when it is let go, the last first: functions, and async generators to be ended.
+        stream: What publishes further values of it, or None.
+        wired: False while what its parameters name is not noted in `uses` yet.
+        spoiled: That something it uses was taken away while it was made.
+        closed: That its closers have begun to run.
+    """
+
+    instance: Any = None
+    order: int = 0
+    readings: list[Reading] | None = None
+    stream: Stream | None = None
+    wired: bool = True
+    spoiled: bool = False
+    closed: bool = False
+
+    def __init__(self, artifact: Artifact, build: Build | None) -> None:
+        self.artifact = artifact
+        self.build = build
+        self.uses: list[Made] = []
+        self.closers: list[Any] = []
+
+    def complete(self, instance: Any) -> None:
+        """Takes the instance and its place in the order of completion: after all it was made from."""
+        self.instance = instance
+        self.order = next(_order)
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether whoever asked has it alone."""
+        return self.artifact.recipe.scope is Scope.TRANSIENT
+
+    def settled(self) -> bool:
+        """Tells whether all that it read and used is still so."""
+        if self.spoiled:
+            return False
+        if self.readings:
+            state = self.artifact.home.state
+            if state is None or any(reading.changed(state.data) for reading in self.readings):
+                return False
+        return not self.uses or all(
+            used.settled() if used.is_transient else used.artifact.fresh and used.artifact.made is used
+            for used in self.uses
+        )
+
+    def stands_on(self, others: set[Made]) -> bool:
+        """Tells whether it was made from one of `others`, at any remove."""
+        return any(used in others or used.stands_on(others) for used in self.uses)
 
 
 class Build:
-    """One attempt to make a service.
+    """The making of a service that all askers share, over all its attempts.
 
     Attributes:
-        artifact: What becomes ready when it succeeds.
-        home: The container that the instance will live in.
-        asker: The build that asked for this one first, or None.
-        waits: The builds that its factory waits for now; several when it asks for services concurrently.
-        closers: What has to run when the instance is closed, or when the attempt fails.
-        task: Where it runs, when it needs the event loop.
+        artifact: Of which service.
+        asker: What is being made that asked for this one first, or None.
+        attempt: Which one is under way, from 1.
+        began: When, in seconds of a clock that never runs backwards; None where nobody listens.
+        made: What the attempt makes.
+        waits: The builds that it waits for now.
+        task: Where it goes on, when it needs the event loop.
         error: Why it failed, or None.
-        waiters: How many wait for it.
+        ended: True when it is over, whatever it came to.
+        waiters: Who waits for it.
     """
 
-    __slots__ = ("artifact", "asker", "closers", "error", "home", "task", "waiters", "waits")
+    attempt: int = 1
+    began: float | None = None
+    task: asyncio.Task[None] | None = None
+    error: Exception | None = None
+    ended: bool = False
+    waits: list[Build] | tuple[Build, ...] = ()
+    waiters: list[asyncio.Future[None]] | tuple[asyncio.Future[None], ...] = ()
 
-    def __init__(self, artifact: Artifact, home: Container, asker: Build | None) -> None:
+    def __init__(self, artifact: Artifact, asker: Made | None) -> None:
         self.artifact = artifact
-        self.home = home
         self.asker = asker
-        self.waits: list[Build] = []
-        self.closers = Closers(artifact.recipe.name)
-        self.task: asyncio.Task[None] | None = None
-        self.error: Exception | None = None
-        self.waiters = 0
+        self.made = Made(artifact, self)
 
     @property
     def recipe(self) -> Recipe:
@@ -70,31 +180,34 @@ class Build:
     @property
     def name(self) -> str:
         """The name of the service that is being made."""
-        return self.artifact.recipe.name
+        return self.artifact.name
 
     def askers(self) -> Iterator[Build]:
         """Walks from this build outwards to the one that was asked for directly."""
         build: Build | None = self
         while build is not None:
             yield build
-            build = build.asker
+            build = None if build.asker is None else build.asker.build
 
     def chain(self) -> list[str]:
         """Names the services that led here, the outermost first, this one last."""
         return [build.name for build in self.askers()][::-1]
 
     def refuse_itself(self) -> None:
-        """Refuses a build that one of the same recipe led to: it would go on without end.
+        """Refuses a build that one of the same service led to: it would go on without end.
 
         Raises:
             CycleError: The message draws the circle.
         """
+        if self.asker is None:
+            return
         names = [self.name]
         for build in self.askers():
             if build is self:
                 continue
             names.append(build.name)
-            if build.recipe is self.recipe:
+            # Transient ones are never the same artifact twice; their recipe and home are.
+            if build.recipe is self.recipe and build.artifact.param == self.artifact.param:
                 raise _circle(names[::-1])
 
     def refuse_circle(self, asker: Build) -> None:

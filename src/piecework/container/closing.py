@@ -4,61 +4,130 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import warnings
+from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from piecework.errors import ExecutionFailedError, TimeoutExceededError
+from piecework.container.eager import PENDING, first_step
+from piecework.errors import ExecutionFailedError, TimeoutExceededError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
+
+    from piecework.container.artifact import Made
+    from piecework.container.registry import Recipe
 
 
-class Closers:
-    """What has to run when one thing is closed; the last that was added runs first."""
+class Opened(list["tuple[Recipe, Any]"]):
+    """Generators that wait for their end, each with the recipe it came from; complains when it is forgotten."""
 
-    __slots__ = ("callbacks", "name")
+    __slots__ = ("title",)
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.callbacks: list[Callable[[], Any]] = []
+    title: str
+
+    def __del__(self) -> None:
+        if self:
+            complain(self.title, [recipe.name for recipe, _ in self])
 
 
-async def close_all(stack: list[Closers], limit_seconds: float) -> list[BaseException]:
-    """Runs and empties a stack of closers, the last first; tells what failed and never raises.
+def complain(title: str, names: list[str]) -> None:
+    """Warns of services that will never be closed, because what held them was dropped."""
+    warnings.warn(
+        f"{title} was dropped and never closed, and with it {', '.join(names)}: use `async with`, or await dispose()",
+        ResourceWarning,
+        stacklevel=1,
+    )
+
+
+def of_opened(opened: Opened) -> Iterator[tuple[str, Any]]:
+    """Takes generators away, the last first, each with its service's name."""
+    while opened:
+        recipe, generator = opened.pop()
+        yield recipe.name, generator
+
+
+def of_instances(stack: dict[Made, None]) -> Iterator[tuple[str, Any]]:
+    """Takes the closers of instances away, the last first, each with its service's name."""
+    while stack:
+        made, _ = stack.popitem()
+        made.closed = True
+        while made.closers:
+            yield made.artifact.name, made.closers.pop()
+
+
+async def close_made(made: Made, limit_seconds: float) -> list[BaseException]:
+    """Runs and empties the closers of one instance, the last first; tells what failed and never raises."""
+    return await close_all(of_instances({made: None}), limit_seconds)
+
+
+async def close_all(closers: Iterator[tuple[str, Any]], limit_seconds: float) -> list[BaseException]:
+    """Runs closers one after the other; tells what failed and never raises.
 
     Args:
-        stack: What closers leave behind while it runs is run too.
-        limit_seconds: How long each single closer may take.
+        closers: Functions, and generators to be ended, each with its service's name; asked for one by one, so what is
+            added meanwhile is run too.
+        limit_seconds: How long each single one may take.
     """
     failures: list[BaseException] = []
-    while stack:
-        closers = stack[-1]
-        if not closers.callbacks:
-            stack.pop()
-            continue
-        failure = await _close(closers.name, closers.callbacks.pop(), limit_seconds)
-        if failure is not None:
-            failure.add_note(f"while closing service {closers.name!r}")
-            failures.append(failure)
+    for name, closer in closers:
+        try:
+            result = _end(name, closer)
+            if result is not None:
+                # Most closers never wait; the time limit is set for those that do.
+                done, rest = first_step(result)
+                if done is PENDING:
+                    await _in_time(name, rest, limit_seconds)
+        except BaseException as error:  # noqa: BLE001 - returned: the others have to run first, then all are raised
+            failures.append(_told(name, error))
     return failures
 
 
-async def _close(name: str, callback: Callable[[], Any], limit_seconds: float) -> BaseException | None:
+def _end(name: str, closer: Any) -> Any:
+    """Runs a closer; answers what is to be awaited for its end, or None."""
+    kind = type(closer)
+    if kind is AsyncGeneratorType:
+        return _end_later(name, closer)
+    if kind is GeneratorType:
+        for _ in closer:
+            closer.close()
+            raise _second_yield(name)
+        return None
+    result = closer()
+    return result if hasattr(result, "__await__") and inspect.isawaitable(result) else None
+
+
+async def _end_later(name: str, generator: AsyncGeneratorType[Any, Any]) -> None:
+    try:
+        await generator.__anext__()
+    except StopAsyncIteration:
+        return
+    await generator.aclose()
+    raise _second_yield(name)
+
+
+def _second_yield(name: str) -> ValidationError:
+    return ValidationError(f"the factory of service {name!r} yields a second time: only clean-up may follow", name=name)
+
+
+def _told(name: str, error: BaseException) -> BaseException:
+    if isinstance(error, asyncio.CancelledError):
+        error = ExecutionFailedError(f"a closer of service {name!r} was cancelled before it had ended", name=name)
+    error.add_note(f"while closing service {name!r}")
+    return error
+
+
+async def _in_time(name: str, rest: Any, limit_seconds: float) -> None:
     try:
         async with asyncio.timeout(limit_seconds) as limit:
-            result = callback()
-            if inspect.isawaitable(result):
-                await result
-    except asyncio.CancelledError:
-        return ExecutionFailedError(f"a closer of service {name!r} was cancelled before it had ended", name=name)
-    except BaseException as error:  # noqa: BLE001 - returned: the others have to run first, then all are raised
-        if not limit.expired() or not isinstance(error, TimeoutError):
-            return error
-        return TimeoutExceededError(
+            await rest
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise TimeoutExceededError(
             f"a closer of service {name!r} took more than {limit_seconds:g} s and was cancelled: "
             "make it faster, or raise close_timeout_seconds",
             name=name,
-        )
-    return None
+        ) from error
 
 
 async def outlast(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:

@@ -40,13 +40,19 @@ class EnvService:
         raise TypeError(f"the env service is no mapping: read variables with env.get({key!r})")
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise InvalidStateError(f"the env service is read-only: set {name!r} in env= of the app or of the workflow")
+        raise _read_only(name)
 
     def __setitem__(self, key: str, value: object) -> NoReturn:
-        raise InvalidStateError(f"the env service is read-only: set {key!r} in env= of the app or of the workflow")
+        raise _read_only(key)
 
     def __delattr__(self, name: str) -> NoReturn:
-        raise InvalidStateError(f"the env service is read-only: {name!r} stays")
+        raise _read_only(name)
 
     def __delitem__(self, key: str) -> NoReturn:
-        raise InvalidStateError(f"the env service is read-only: {key!r} stays")
+        raise _read_only(key)
+
+
+def _read_only(key: str) -> InvalidStateError:
+    return InvalidStateError(
+        f"the env service is read-only: set {key!r} in env= of the app or of the workflow", key=key
+    )

@@ -7,7 +7,7 @@ of its users ended is no business of its own.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from piecework.container.context import FactoryContext
 from piecework.container.registry import Shape
@@ -17,11 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
-    from piecework.container.artifact import Build
+    from piecework.container.artifact import Made
     from piecework.container.parameters import Parameter
     from piecework.container.registry import Key, Recipe
-
-_NOTHING: Final = object()
 
 
 def context_parameter(recipe: Recipe, has: Callable[[Key], bool]) -> str | None:
@@ -52,70 +50,63 @@ def call(recipe: Recipe, values: Mapping[str, Any]) -> Any:
     return recipe.factory(*by_place, **by_name)
 
 
-def open_now(build: Build, made: Any) -> tuple[bool, Any]:
+def open_now(made: Made, given: Any) -> tuple[bool, Any]:
     """Opens what a factory gave, as far as that goes without the event loop.
 
     Returns:
         True and the instance; or False and what `open_later` has to go on with.
     """
-    shape = build.recipe.shape
-    if shape in {Shape.GENERATOR, Shape.MANAGER} and inspect.isgenerator(made):
-        return True, _open_generator(build, made)
-    if shape is Shape.MANAGER and hasattr(made, "__enter__"):
-        return True, _open_manager(build, made)
-    return not (inspect.isawaitable(made) or _opens_later(shape, made)), made
+    shape = made.artifact.recipe.shape
+    if shape is Shape.PLAIN:
+        return not (hasattr(given, "__await__") and inspect.isawaitable(given)), given
+    if shape in {Shape.GENERATOR, Shape.MANAGER} and inspect.isgenerator(given):
+        return True, _open_generator(made, given)
+    if shape is Shape.MANAGER and hasattr(given, "__enter__"):
+        return True, _open_manager(made, given)
+    return not (inspect.isawaitable(given) or _opens_later(shape, given)), given
 
 
-async def open_later(build: Build, made: Any) -> Any:
+async def open_later(made: Made, given: Any) -> Any:
     """Opens what needs the event loop: awaits it, enters it, or runs it to its `yield`."""
-    if not _opens_later(build.recipe.shape, made):
-        return await made
-    if inspect.isasyncgen(made):
-        return await _open_async_generator(build, made)
-    return await _open_async_manager(build, made)
+    if not _opens_later(made.artifact.recipe.shape, given):
+        return await given
+    if inspect.isasyncgen(given):
+        return await open_async_generator(made, given)
+    return await _open_async_manager(made, given)
 
 
-def _opens_later(shape: Shape, made: Any) -> bool:
-    if shape is Shape.MANAGER and hasattr(made, "__aenter__"):
+def _opens_later(shape: Shape, given: Any) -> bool:
+    if shape is Shape.MANAGER and hasattr(given, "__aenter__"):
         return True
-    return shape in {Shape.ASYNC_GENERATOR, Shape.MANAGER} and inspect.isasyncgen(made)
+    return shape in {Shape.ASYNC_GENERATOR, Shape.MANAGER} and inspect.isasyncgen(given)
 
 
-def _open_generator(build: Build, generator: Any) -> Any:
-    instance = next(generator, _NOTHING)
-    _check_yielded(build, instance)
+def _open_generator(made: Made, generator: Any) -> Any:
+    for instance in generator:
+        made.closers.append(generator)
+        return instance
+    raise unyielded(made.artifact.name)
 
-    def close() -> None:
-        if next(generator, _NOTHING) is not _NOTHING:
-            generator.close()
-            raise _second_yield(build)
 
-    build.closers.callbacks.append(close)
+async def open_async_generator(made: Made, generator: Any) -> Any:
+    """Runs an async generator to its `yield`; what comes after is run when the instance is closed."""
+    try:
+        instance = await generator.__anext__()
+    except StopAsyncIteration:
+        raise unyielded(made.artifact.name) from None
+    made.closers.append(generator)
     return instance
 
 
-async def _open_async_generator(build: Build, generator: Any) -> Any:
-    instance = await anext(generator, _NOTHING)
-    _check_yielded(build, instance)
-
-    async def close() -> None:
-        if await anext(generator, _NOTHING) is not _NOTHING:
-            await generator.aclose()
-            raise _second_yield(build)
-
-    build.closers.callbacks.append(close)
-    return instance
-
-
-def _open_manager(build: Build, manager: AbstractContextManager[Any]) -> Any:
+def _open_manager(made: Made, manager: AbstractContextManager[Any]) -> Any:
     instance = manager.__enter__()
-    build.closers.callbacks.append(lambda: _discard(manager.__exit__(None, None, None)))
+    made.closers.append(lambda: _discard(manager.__exit__(None, None, None)))
     return instance
 
 
-async def _open_async_manager(build: Build, manager: AbstractAsyncContextManager[Any]) -> Any:
+async def _open_async_manager(made: Made, manager: AbstractAsyncContextManager[Any]) -> Any:
     instance = await manager.__aenter__()
-    build.closers.callbacks.append(lambda: manager.__aexit__(None, None, None))
+    made.closers.append(lambda: manager.__aexit__(None, None, None))
     return instance
 
 
@@ -123,12 +114,6 @@ def _discard(_result: object) -> None:
     """Keeps what an `__exit__` returns from being taken for something to await."""
 
 
-def _check_yielded(build: Build, instance: Any) -> None:
-    if instance is _NOTHING:
-        raise ValidationError(f"the factory of service {build.name!r} ended without a yield", name=build.name)
-
-
-def _second_yield(build: Build) -> ValidationError:
-    return ValidationError(
-        f"the factory of service {build.name!r} yields a second time: only clean-up may follow", name=build.name
-    )
+def unyielded(name: str) -> ValidationError:
+    """The refusal of a generator that gave nothing."""
+    return ValidationError(f"the factory of service {name!r} ended without a yield", name=name)

@@ -41,12 +41,13 @@ def is_wider(one: Scope, other: Scope) -> bool:
     return _ORDER.index(one) < _ORDER.index(other)
 
 
-def home(scope: Scope | None, levels: Sequence[Scope]) -> int | None:
+def home(scope: Scope | None, levels: Sequence[Scope], *, narrow: bool = False) -> int | None:
     """Finds where an instance lives on the way from the container that is asked to the one that has the recipe.
 
     Args:
         scope: What the recipe says; None means the container that has the recipe.
         levels: The level of each container on that way, the asked one first.
+        narrow: That a transient service is for runs only.
 
     Returns:
         An index into `levels`; None when nothing on the way lives that short, as when an app's service asks for
@@ -56,7 +57,7 @@ def home(scope: Scope | None, levels: Sequence[Scope]) -> int | None:
         return len(levels) - 1
     if scope is Scope.TRANSIENT:
         # It lives as long as whoever asked for it, so it can never outlive what it was made from.
-        return 0
+        return None if narrow and is_wider(levels[0], Scope.RUN) else 0
     for index in range(len(levels) - 1, -1, -1):
         if levels[index] is scope:
             return index

@@ -10,35 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from piecework.errors import PieceworkError
+from piecework.errors import MailRefused, MailUnknown
 
 Result = Literal["sent", "refused", "permanent", "unknown"]
 """How an attempt went: taken; refused for now; refused for good; nobody knows."""
-
-
-class MailRefused(PieceworkError):  # noqa: N818 - a verdict on an attempt, not a fault of the program
-    """The server certainly did not take the mail.
-
-    Args:
-        error: What it, or the way to it, said.
-        permanent: True when the same mail can never be taken.
-    """
-
-    code = "MAIL_REFUSED"
-
-    def __init__(self, error: str, permanent: bool = False) -> None:
-        super().__init__(error, permanent=permanent)
-        self.error = error
-        self.permanent = permanent
-
-    def __reduce__(self) -> tuple[type[MailRefused], tuple[str, bool]]:
-        return (type(self), (self.error, self.permanent))
-
-
-class MailUnknown(PieceworkError):  # noqa: N818 - a verdict on an attempt, not a fault of the program
-    """The mail was handed over and it is not known whether the server took it."""
-
-    code = "DELIVERY_UNKNOWN"
 
 
 @dataclass(frozen=True, slots=True)

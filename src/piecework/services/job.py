@@ -7,7 +7,8 @@ was cut off, and a job that must not repeat itself blindly can know it.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,7 +23,7 @@ from piecework.store.verbs.runs import cleaned, commit_stage, settle
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from piecework.bus.event import Event
     from piecework.run.node import Node
@@ -41,12 +42,15 @@ class Attempt:
         args: What the job was given.
         state: What earlier attempts kept.
         cut_off: How many attempts since the last commit were cut off by a crash.
+        overrides: What stood for services where it was queued, by name: for the workspace that it opens. Empty where it
+            was queued by another process, or by this one before a restart.
     """
 
     run_id: str
     args: dict[str, Any]
     state: dict[str, Any]
     cut_off: int
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,37 @@ class Jobs:
         self._functions = functions
         self._node = node
         self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._overrides: dict[str, Mapping[str, Any]] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def inheriting(
+        self, run_id: str, overrides: Mapping[str, Any], ended: Callable[[str], Awaitable[Any]]
+    ) -> Iterator[None]:
+        """Lets a job have what stands for services where it is queued; the body of the `with` queues it.
+
+        Args:
+            run_id: The run.
+            overrides: By name. Of one that is queued twice the first ones hold.
+            ended: Returns, or raises, when there is no such run any more that has not ended.
+        """
+        first = run_id not in self._overrides
+        self._overrides.setdefault(run_id, overrides)
+        try:
+            yield
+        finally:
+            if first:
+                watcher = asyncio.create_task(self._forget(run_id, ended), name=f"overrides of {run_id}")
+                self._watchers.add(watcher)
+                watcher.add_done_callback(self._watchers.discard)
+
+    async def _forget(self, run_id: str, ended: Callable[[str], Awaitable[Any]]) -> None:
+        try:
+            await ended(run_id)
+        except PieceworkError:
+            pass  # it was never queued, or the node stops: nobody needs them any more
+        finally:
+            del self._overrides[run_id]
 
     def known(self) -> list[str]:
         """The jobs whose runs may be claimed here."""
@@ -150,6 +185,7 @@ class Jobs:
             args=msgspec.json.decode(claimed.values["args"]),
             state=msgspec.json.decode(claimed.values.get("state", b"{}")),
             cut_off=run.attempt - 1,
+            overrides=self._overrides.get(run.run_id, {}),
         )
         await self._commit(run, await self._attempt(run, attempt))
 

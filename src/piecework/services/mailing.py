@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from piecework.errors import DeliveryUnknownError, PieceworkError, clean_text
-from piecework.services.delivery import Decision, MailRefused, MailUnknown, after_attempt
+from piecework.errors import DeliveryUnknownError, MailRefused, MailUnknown, PieceworkError, clean_text
+from piecework.services.delivery import Decision, after_attempt
 from piecework.services.job import Again, Done, GaveUp
 from piecework.telemetry import signals
 

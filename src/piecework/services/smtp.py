@@ -14,8 +14,7 @@ from email.policy import SMTP as HEADERS
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from piecework.errors import MissingExtraError, ValidationError
-from piecework.services.delivery import MailRefused, MailUnknown
+from piecework.errors import MailRefused, MailUnknown, MissingExtraError, ValidationError
 from piecework.services.transport import compose
 
 if TYPE_CHECKING:

@@ -66,6 +66,9 @@ class WorkerDied(CrashedError):  # noqa: N818 - an event in the life of a space 
             it again, uncharged.
     """
 
+    cause = "a worker ended while a run was under way, or before it was ready"
+    cure = "the message has the signal or the status; look at its output, which stands in the node's"
+
 
 @dataclass(slots=True)
 class _Pending:

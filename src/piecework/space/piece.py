@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from piecework.workspace.workspace import Workspace
+
+T = TypeVar("T")
 
 _OUTCOMES: dict[str, type[Outcome]] = {kind.name: kind for kind in (Success, Skipped, RetryAfter, Failed)}
 
@@ -86,10 +88,14 @@ class PieceContext:
         """
         return await self.workspace.publish(type, payload, id=id)
 
-    async def require(self, name: Any) -> Any:
+    @overload
+    async def require(self, key: type[T]) -> T: ...
+    @overload
+    async def require(self, key: str) -> Any: ...
+    async def require(self, key: str | type) -> Any:
         """Gives a service by name or by type; what its factory starts is not this update's."""
         with accounting.uncharged():
-            return await self.workspace.require(name)
+            return await self.workspace.require(key)
 
     def spawn(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Starts a task of this update: the update is done only when it is, and fails when it fails."""

@@ -24,6 +24,7 @@ EVENT_DROPPED: Final = "event.dropped"  # workflow_id outcome reason count: sinc
 EVENT_ACCEPTED: Final = "event.accepted"  # event_id type outcomes
 OBSERVER_FAILED: Final = "observer.failed"  # pattern event_id error
 PREDICATE_FAILED: Final = "predicate.failed"  # workflow_id trigger_id event_id error: counts as no match
+SERVICE_SHADOWED: Final = "service.shadowed"  # workflow_id service: in its runs it hides the app's of that id
 SPACE_STARTED: Final = "space.started"  # space pid
 SPACE_HIBERNATED: Final = "space.hibernated"  # space reason
 SPACE_DIED: Final = "space.died"  # space pid status
@@ -33,6 +34,9 @@ MAIL_KEPT: Final = "mail.kept"  # run_id: in the outbox of this process, and now
 MAIL_SENT: Final = "mail.sent"  # run_id message_id
 MAIL_REFUSED: Final = "mail.refused"  # run_id error retry_in_seconds
 CHILD_FAILED: Final = "workspace.child_failed"  # name error
+SERVICE_FAILED: Final = "service.failed"  # service error: its build, rebuild or stream failed where nobody waits
+SERVICE_NOT_RESTORED: Final = "service.not_restored"  # service error: of a bundle; its factory will be called
+LISTENER_FAILED: Final = "service.listener_failed"  # event_name service error
 CLOSE_FAILED: Final = "workspace.close_failed"  # workspace_id errors
 
 _log = get_logger()

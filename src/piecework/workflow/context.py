@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from piecework.container.container import Resolution
     from piecework.run.logger import RunLogger
     from piecework.workspace.workspace import Workspace
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,15 @@ class Dependencies:
 
     _ctx: StepContext
 
-    async def require(self, key: Any) -> Any:
+    @overload
+    async def require(self, key: type[T]) -> T: ...
+    @overload
+    async def require(self, key: str) -> Any: ...
+    async def require(self, key: str | type) -> Any:
         """A service by name or type."""
         return await self._ctx.workspace.require(key)
 
-    async def resolve(self, key: Any) -> Resolution:
+    async def resolve(self, key: str | type) -> Resolution:
         """A service by name or type, or why there is none, as a value."""
         return await self._ctx.workspace.container.resolve(key)
 
@@ -92,7 +98,11 @@ class StepContext:
         """Whether the run is being aborted: a long step should look and leave."""
         return self._aborting()
 
-    async def require(self, key: Any) -> Any:
+    @overload
+    async def require(self, key: type[T]) -> T: ...
+    @overload
+    async def require(self, key: str) -> Any: ...
+    async def require(self, key: str | type) -> Any:
         """A service by name or type.
 
         Raises:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from piecework.clock import micros
+from piecework.container.state import merge
 from piecework.errors import (
     AbortedError,
     ClosedError,
@@ -37,7 +38,7 @@ from piecework.workflow.catalogue import KIND, Catalogue
 from piecework.workflow.flight import Flight, event_of
 from piecework.workflow.pause import WaitFor, resume_patch, waits_of
 from piecework.workflow.stages import Stages, target_of
-from piecework.workflow.state import initial_state, merge, merge_all, snapshot
+from piecework.workflow.state import initial_state, merge_all, snapshot
 from piecework.workspace.context import Host, current_workspace
 from piecework.workspace.workspace import Workspace, open_workspace
 
@@ -177,6 +178,7 @@ class Executor:
             instruction, wait_for = self._stages.route(flight, stage, state)
             await flight.book.flush()
             await self._commit(flight, stage, state, instruction, wait_for)
+            flight.show()
 
     # -- its parts -----------------------------------------------------------------------------------------------
 
@@ -216,6 +218,7 @@ class Executor:
             abort_reason=self.node.abort_reason(run),
         )
         flight.take_signals(claimed.signals)
+        flight.show()
         return flight
 
     def _workspace(self, flight: Flight) -> Any:
@@ -226,6 +229,7 @@ class Executor:
             space=run.space,
             key=run.run_id,
             run_id=run.run_id,
+            state=flight.shown,
             logger=RunLogger(flight.book, run_id=run.run_id, workflow_id=run.workflow_id),
         )
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from piecework.bus.event import Event
+from piecework.container.state import State, merge
 from piecework.run.parts import encode
 from piecework.store.items import NewEntry
-from piecework.workflow.state import merge
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,6 +39,11 @@ class Flight:
     abandoned: asyncio.Future[None] | None = None
     abort_reason: str | None = None
     signalled: int = 0
+    shown: State = field(default_factory=State)
+
+    def show(self) -> None:
+        """Lets the run's services see its state as it is now."""
+        self.shown.commit(self.state)
 
     def take_signals(self, signals: tuple[tuple[int, bytes], ...]) -> None:
         """Merges what was sent to the run; the next commit says so, and then the store forgets it."""

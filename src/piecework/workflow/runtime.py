@@ -7,34 +7,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from piecework.bus.event import Event
-from piecework.container.container import Container
-from piecework.container.env import EnvService
-from piecework.container.registry import Recipe, Registry
-from piecework.container.scope import Scope
 from piecework.errors import (
     InvalidStateError,
     NotFoundError,
     PieceworkError,
-    StoppedError,
     TimeoutExceededError,
     ValidationError,
 )
 from piecework.ids import new_id
-from piecework.run.admission import check_mode, slot_of
 from piecework.run.folds import decide_abort, decide_resume
-from piecework.run.folds_nodes import decide_raise_limit, decide_routes, no_decision
+from piecework.run.folds_nodes import no_decision
 from piecework.run.info import RunInfo, TimelineEntry, WorkflowInfo, run_info, timeline_entry
 from piecework.run.intake import check_payload
 from piecework.run.lifecycle import ENDED, Status
-from piecework.store.items import Abort, Aborted, Raised, RaiseLimit, RegisterRoutes, Resume, Retired, RetireWorkflow
+from piecework.store.items import Abort, Aborted, Resume, Retired, RetireWorkflow
 from piecework.store.records import Entry, NodeRow, RouteRow, Run, WorkflowRow
 from piecework.store.records import RunValue as StoredValue
 from piecework.store.values import check_identifier, decode, encode_mapping
-from piecework.store.verbs.nodes import raise_limit, register_routes, retire_workflow
+from piecework.store.verbs.nodes import retire_workflow
 from piecework.store.verbs.runs import abort, resume
 from piecework.workflow.catalogue import KIND, Catalogue, Registered
-from piecework.workflow.definition import Workflow
-from piecework.workflow.pauses import Pauses
+from piecework.workflow.registrar import Registrar
 from piecework.workflow.result import Result, RunMetadata, RunValue, error_from
 
 if TYPE_CHECKING:
@@ -45,6 +38,7 @@ if TYPE_CHECKING:
     from piecework.run.intake import Intake
     from piecework.run.node import Node
     from piecework.store.contract import Store
+    from piecework.workflow.definition import Workflow
     from piecework.workflow.executor import Executor
     from piecework.workspace.context import Host
 
@@ -86,68 +80,30 @@ class Runtime:
         self._executor = executor
         self._catalogue = catalogue
         self._clock = clock
-        self._env = env
         self._serving = serving
-        self._stopped = False
+        self._registrar = Registrar(host, store, node, intake, executor, catalogue, clock, env, serving=serving)
 
     # -- workflows -----------------------------------------------------------------------------------------------
 
     async def register(self, workflow: Workflow, *, mode: Mode | None = None) -> None:
-        """Lets events start a workflow from now on. Whole or not at all.
+        """Lets events start a workflow from now on. Whole or not at all: also when it fails late or is cancelled.
+
+        A service of the workflow may have the id of one of the app's: in its runs it takes that one's place, and a line
+        in the log says so.
 
         Args:
             workflow: The definition.
             mode: How many runs may be live; Transient() when omitted.
 
         Raises:
-            StoppedError: The runtime has stopped.
-            ConflictError: A workflow of that id is registered.
+            StoppedError: The runtime has stopped, or stopped meanwhile.
+            ConflictError: A workflow of that id is registered, or is being registered by another call.
             DuplicateKeyError: A service id is reserved, or given twice.
             ValidationError: It is no workflow, or a service's scope does not fit.
+            StoreError: It could not be made known.
+            Exception: Whatever the factory of a service with lazy=False raised.
         """
-        if self._stopped:
-            raise StoppedError(
-                f"the runtime has stopped: workflow {getattr(workflow, 'id', workflow)!r} was not registered"
-            )
-        if not isinstance(workflow, Workflow):
-            raise ValidationError(f"register needs a Workflow, not {workflow!r:.80}")
-        checked = check_mode(mode)
-        self._catalogue.check_free(workflow.id)
-        container = Container(
-            f"workflow {workflow.id}",
-            level=Scope.WORKFLOW,
-            registry=self._registry(workflow),
-            parents=(self._host.container,),
-            close_timeout_seconds=self._host.settings.close_timeout_seconds,
-        )
-        registered = Registered(workflow, checked, container)
-        try:
-            await container.ready()
-            if self._serving:
-                # First that this node has it: nobody retires it between here and its routes.
-                await self._node.register(workflow.id)
-                await self._announce(registered)
-            self._catalogue.add(registered)
-        except BaseException:
-            await container.dispose()
-            raise
-        if self._node.started:
-            self._intake.on_left()
-            await self._node.catch_up()
-
-    async def _announce(self, registered: Registered) -> None:
-        """Lets events find the workflow from now on, wherever they are accepted; its slots go by the new numbers."""
-        workflow = registered.workflow
-        types = tuple(sorted({trigger.event for trigger in workflow.triggers.values()}))
-        routes = RegisterRoutes(workflow_id=workflow.id, version=workflow.version, event_types=types)
-        await self._store.run(register_routes, routes, decide_routes, self._clock.now())
-        like, after = slot_of(registered.mode, "", workflow.id), ""
-        while True:
-            item = RaiseLimit(like=like, after=after)
-            raised: Raised = await self._store.run(raise_limit, item, decide_raise_limit, self._clock.now())
-            if raised.last is None:
-                return
-            after = raised.last
+        await self._registrar.register(workflow, mode)
 
     async def deregister(self, workflow_id: str) -> None:
         """Lets no further event reach a workflow, interrupts its runs and closes its services. Unknown ids: nothing.
@@ -224,7 +180,7 @@ class Runtime:
         Raises:
             ExceptionGroup: Services of some workflows failed to close; all were closed.
         """
-        self._stopped = True
+        await self._registrar.stop()
         failures: list[Exception] = []
         for workflow_id in self._catalogue.ids():
             try:
@@ -452,24 +408,16 @@ class Runtime:
         try:
             if self._serving:
                 item = RetireWorkflow(workflow_id=gone.workflow.id, node_id=self._node.node_id)
-                await self._store.run(retire_workflow, item, no_decision, self._clock.now())
-                if self._node.started:
-                    await self._node.register()
+                async with self._registrar.turn:
+                    await self._store.run(retire_workflow, item, no_decision, self._clock.now())
+                    if self._node.started:
+                        await self._node.register()
         finally:
             await self._take_down(gone)
 
     async def _take_down(self, gone: Registered) -> None:
         await self._node.interrupt(KIND, gone.workflow.id)
         await gone.container.dispose()
-
-    def _registry(self, workflow: Workflow) -> Registry:
-        registry = Registry(service.recipe(Scope.WORKFLOW) for service in workflow.services)
-        env = EnvService(workflow.env, self._env)
-        registry.add(Recipe("__env__", lambda: env, Scope.WORKFLOW), internal=True)
-        executor = self._executor
-        pauses = Recipe("__pause_service__", lambda ctx: Pauses(executor, ctx.run_id), Scope.RUN)
-        registry.add(pauses, internal=True)
-        return registry
 
     async def _check_runs_somewhere(self, workflow_id: str) -> None:
         """Refuses a workflow that no node has: a run of it that is woken would not run."""

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from piecework.container.state import merge
 from piecework.errors import ConflictError
 
 _encoder = msgspec.json.Encoder()
@@ -25,15 +26,6 @@ def initial_state(
         META: {"workflow": workflow_id, "trigger": trigger_id, "pipeline": pipeline_id},
         TRIGGER_EVENT: event,
     }
-
-
-def merge(state: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """A new state: mappings are merged key by key at every depth, everything else is replaced."""
-    merged = dict(state)
-    for key, value in patch.items():
-        before = merged.get(key)
-        merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def merge_all(state: dict[str, Any], patches: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -76,8 +76,9 @@ class Host(Protocol):
         run_id: str | None = None,
         delay_seconds: float | None = None,
         space: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> str:
-        """Queues a job; returns its run id when it is durable."""
+        """Queues a job; returns its run id when it is durable. `overrides` stand for services, if it runs here."""
         ...
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from piecework.container.container import Container
@@ -22,6 +23,7 @@ from piecework.workspace.inject import call_injected, check_callable, name_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from piecework.container.state import State
     from piecework.workspace.supervise import Handle
 
 T = TypeVar("T")
@@ -161,13 +163,42 @@ class Workspace:
             key: Its name or its type.
 
         Raises:
-            NotFoundError: There is none; the message has the nearest names.
-            InvalidScopeError: It lives in a workflow, and this workspace is of none.
+            NotFoundError: There is none, or it lives in a workflow and this workspace is of none; the message has the
+                nearest names, or says so.
             ClosedError: The workspace is closed.
             Exception: Whatever its factory raised; the next call tries again.
         """
         self.check_open()
         return await self._container.require(key)
+
+    @contextmanager
+    def override(self, key: str | type, value: Any) -> Iterator[Any]:
+        """Lets a value stand for a service, for the body of a `with`: for tests above all.
+
+            with ws.override("send_mail", fake) as fake:
+
+        Whoever asks here gets it: by `require`, as an attribute such as `ws.database`, as a parameter; and so do
+        services that are built here meanwhile. So do forks, the workspaces that this one opens meanwhile
+        (`run_in_new_workspace` and the others), as long as they live, and the jobs that it queues meanwhile, until
+        their runs have ended. Nobody else sees it: two tests at once may override one service differently.
+
+        It stays in this process: a job that another node of the store carries out, and a piece, have the service
+        itself. What was built before keeps what it was built with, and what was built meanwhile keeps the value.
+
+        Args:
+            key: The service's name or its type.
+            value: What stands for it; it is not closed. `as` gives it too.
+
+        Raises:
+            NotFoundError: There is no such service.
+            ClosedError: The workspace is closed.
+        """
+        self.check_open()
+        restore = self._container.override(key, value)
+        try:
+            yield value
+        finally:
+            restore()
 
     def fork(self, *, key: str | None = None, params: Mapping[str, Any] | None = None, logger: Any = None) -> Opened:
         """Opens, with `async with`, a workspace that shares this one's run services.
@@ -191,6 +222,9 @@ class Workspace:
             parents=(self.root.container,),
             close_timeout_seconds=self._host.settings.close_timeout_seconds,
         )
+        # The container of a fork is a child of the root's, whose overrides it sees by itself.
+        if self._root is not None and (overridden := self._container.overridden) is not None:
+            _override_all(container, overridden)
         fork = Workspace(
             self._host,
             container,
@@ -219,7 +253,7 @@ class Workspace:
             ExceptionGroup: It succeeded, and closing failed.
             Exception: Whatever it raised.
         """
-        return await run_in_new_workspace(self._host, fn, args, kwargs)
+        return await run_in_new_workspace(self._host, fn, args, kwargs, overrides=self._container.overridden)
 
     def spawn_in_new_workspace(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Handle:
         """Starts a function in a fresh workspace and does not wait for it.
@@ -234,7 +268,7 @@ class Workspace:
             TypeError: `fn` cannot be called; nothing was opened.
             StoppedError: The app is ending.
         """
-        return spawn_in_new_workspace(self._host, fn, args, kwargs)
+        return spawn_in_new_workspace(self._host, fn, args, kwargs, overrides=self._container.overridden)
 
     async def map_in_workspaces(self, fn: Callable[..., Any], items: Iterable[Any], *, limit: int = 10) -> list[Any]:
         """Calls a function for each item, each in a fresh workspace; gives the results in the items' order.
@@ -248,7 +282,7 @@ class Workspace:
             ValidationError: `limit` is below one.
             Exception: Whatever the first failing call raised; the others were cancelled and closed.
         """
-        return await map_in_workspaces(self._host, fn, items, limit=limit)
+        return await map_in_workspaces(self._host, fn, items, limit=limit, overrides=self._container.overridden)
 
     async def publish(
         self,
@@ -300,7 +334,10 @@ class Workspace:
             NotFoundError: There is no such job.
         """
         self.check_open()
-        return await self._host.enqueue(name, args, space=self.space)
+        overridden = self._container.overridden
+        if overridden is None:
+            return await self._host.enqueue(name, args, space=self.space)
+        return await self._host.enqueue(name, args, space=self.space, overrides=overridden)
 
 
 ATTRIBUTES = frozenset(name for name in dir(Workspace) if not name.startswith("_"))
@@ -317,6 +354,8 @@ def open_workspace(
     key: str | None = None,
     run_id: str | None = None,
     logger: Any = None,
+    overrides: Mapping[str, Any] | None = None,
+    state: State | None = None,
 ) -> Opened:
     """Opens a fresh root workspace with `async with`; it costs microseconds until a service is asked for.
 
@@ -330,24 +369,41 @@ def open_workspace(
         key: The idempotency key, or None.
         run_id: The run that it belongs to, or None.
         logger: What `ws.logger` is; None means one with the workspace's id.
+        overrides: What stands for services in it, by name; names that it does not know are left out.
+        state: What its services select from; None where there is none.
     """
     workspace_id = new_id()
     container = Container(
         "workspace",
         id=workspace_id,
+        state=state,
         level=Scope.RUN,
         parents=parents or (host.container,),
         close_timeout_seconds=host.settings.close_timeout_seconds,
         run_id=run_id,
     )
+    if overrides is not None:
+        _override_all(container, overrides)
     workspace = Workspace(
         host, container, id=workspace_id, params=params, space=space, user=user, key=key, logger=logger, parent=None
     )
     return Opened(workspace, container)
 
 
+def _override_all(container: Container, overrides: Mapping[str, Any]) -> None:
+    for name, value in overrides.items():
+        # One of a workflow's own services is not known outside of its runs, so nothing stands for it there.
+        if container.has(name):
+            container.override(name, value)
+
+
 async def run_in_new_workspace(
-    host: Host, fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    host: Host,
+    fn: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Any:
     """Calls a function in a fresh workspace of the app; see `Workspace.run_in_new_workspace`.
 
@@ -355,12 +411,17 @@ async def run_in_new_workspace(
         TypeError: `fn` cannot be called; nothing was opened.
     """
     check_callable(fn)
-    async with open_workspace(host) as ws:
+    async with open_workspace(host, overrides=overrides) as ws:
         return await call_injected(fn, ws, args, kwargs)
 
 
 def spawn_in_new_workspace(
-    host: Host, fn: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    host: Host,
+    fn: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Handle:
     """Starts a function in a fresh workspace of the app; see `Workspace.spawn_in_new_workspace`.
 
@@ -369,10 +430,19 @@ def spawn_in_new_workspace(
         StoppedError: The app is ending.
     """
     check_callable(fn)
-    return host.supervisor.spawn(lambda: run_in_new_workspace(host, fn, args, kwargs), name=name_of(fn))
+    return host.supervisor.spawn(
+        lambda: run_in_new_workspace(host, fn, args, kwargs, overrides=overrides), name=name_of(fn)
+    )
 
 
-async def map_in_workspaces(host: Host, fn: Callable[..., Any], items: Iterable[Any], *, limit: int = 10) -> list[Any]:
+async def map_in_workspaces(
+    host: Host,
+    fn: Callable[..., Any],
+    items: Iterable[Any],
+    *,
+    limit: int = 10,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[Any]:
     """Calls a function for each item, each in a fresh workspace; see `Workspace.map_in_workspaces`.
 
     Raises:
@@ -384,10 +454,15 @@ async def map_in_workspaces(host: Host, fn: Callable[..., Any], items: Iterable[
         raise ValidationError(f"limit is {limit}: at least one workspace has to be open at a time", limit=limit)
     results: dict[int, Any] = {}
     numbered = enumerate(items)
+
+    async def map_some() -> None:
+        for index, item in numbered:
+            results[index] = await run_in_new_workspace(host, fn, (item,), overrides=overrides)
+
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(limit):
-                group.create_task(_map_some(host, fn, numbered, results))
+                group.create_task(map_some())
     except BaseExceptionGroup as errors:
         # Callers write `except ValueError`: the first failure is raised as itself, further ones are noted on it.
         first, *others = errors.exceptions
@@ -395,10 +470,3 @@ async def map_in_workspaces(host: Host, fn: Callable[..., Any], items: Iterable[
             first.add_note(f"and, in another workspace: {type(other).__name__}: {other}")
         raise first from None
     return [results[index] for index in sorted(results)]
-
-
-async def _map_some(
-    host: Host, fn: Callable[..., Any], numbered: Iterator[tuple[int, Any]], results: dict[int, Any]
-) -> None:
-    for index, item in numbered:
-        results[index] = await run_in_new_workspace(host, fn, (item,))

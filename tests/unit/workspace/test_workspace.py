@@ -11,7 +11,7 @@ import pytest
 from piecework.container.container import Container
 from piecework.container.registry import Recipe, Registry
 from piecework.container.scope import Scope
-from piecework.errors import ClosedError, InvalidScopeError, InvalidStateError, ValidationError
+from piecework.errors import ClosedError, InvalidStateError, NotFoundError, ValidationError
 from piecework.workspace.context import current_workspace
 from piecework.workspace.workspace import (
     ATTRIBUTES,
@@ -120,7 +120,7 @@ async def test_a_workflow_service_is_refused_in_a_bare_workspace(host: Host) -> 
     """Outside of a workflow its scope has no place; the message says so."""
     host.service("workflow", "cache")(dict)
     async with open_workspace(host) as ws:
-        with pytest.raises(InvalidScopeError, match="a step of a workflow"):
+        with pytest.raises(NotFoundError, match="a step of a workflow"):
             await ws.require("cache")
 
 

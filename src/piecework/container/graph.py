@@ -1,0 +1,561 @@
+"""What was built in a container, what it was built from, and letting go of it in the right order.
+
+An instance (`Made`) knows what it was made from. From that follows everything here: who goes stale with a service,
+what has to be closed before it, and when an instance that was replaced may be closed (as soon as nothing alive was
+made from it). Instances are completed after all they were made from, so the order of completion, backwards, is an
+order in which everything may be closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from piecework.container import watching
+from piecework.container.artifact import Artifact, Made
+from piecework.container.building import obtain
+from piecework.container.closing import close_all, close_made, complain, of_instances, outlast
+from piecework.container.eager import start
+from piecework.container.scope import Scope
+from piecework.errors import TimeoutExceededError, describe
+from piecework.telemetry import signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
+
+    from piecework.container.artifact import Build
+    from piecework.container.container import Container
+    from piecework.container.registry import Recipe
+    from piecework.container.state import State
+
+
+class Stack(dict[Made, None]):
+    """Instances that have something to close, in the order of completion; complains when it is forgotten."""
+
+    __slots__ = ("_title",)
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+
+    def __del__(self) -> None:
+        names = [made.artifact.name for made in self if made.closers]
+        if names:
+            complain(self._title, names)
+
+
+class Graph:
+    """The services of one container, with their instances.
+
+    Args:
+        home: The container.
+
+    Attributes:
+        artifacts: By recipe; families apart.
+        families: By recipe, then by what names each member; the least recently used first.
+        stack: What has something to close.
+        retired: Instances that were replaced, and something alive was made from them.
+        builds: Under way.
+        listeners: Who is told of events, by event.
+        interrupted: What failed while builds that were cut off were cleaned up, for `close`.
+        failed: Builds that nobody waited for and that failed, for `ready`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_followed",
+        "_going",
+        "_letting_go",
+        "_sweeping",
+        "artifacts",
+        "builds",
+        "failed",
+        "families",
+        "home",
+        "interrupted",
+        "listeners",
+        "retired",
+        "stack",
+    )
+
+    def __init__(self, home: Container) -> None:
+        self.home = home
+        self.artifacts: dict[Recipe, Artifact] = {}
+        self.families: dict[Recipe, dict[str, Artifact]] = {}
+        self.stack = Stack(home.title)
+        self.retired: dict[Made, None] = {}
+        self.builds: set[Build] = set()
+        self.listeners: dict[str, list[Callable[[Any], Any]]] = {}
+        self.failed: dict[Artifact, Exception] = {}
+        self.interrupted: list[BaseException] = []
+        self._followed: Callable[[], None] | None = None
+        self._going: set[asyncio.Task[None]] = set()
+        self._letting_go: set[asyncio.Task[None]] = set()
+        self._sweeping = False
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    def artifact(self, recipe: Recipe, params: Any = None) -> Artifact:
+        """The artifact of a service that lives here; made, and not built, where there was none."""
+        if recipe.scope is Scope.TRANSIENT:
+            return Artifact(recipe, self.home, params=params)
+        if recipe.param_key is not None:
+            return self._member(recipe, self.home.param_of(recipe, params), params)
+        artifact = self.artifacts.get(recipe)
+        if artifact is None:
+            artifact = self.artifacts[recipe] = Artifact(recipe, self.home)
+        if not artifact.fresh and recipe in self.home.instances:
+            self._take_over(artifact)
+        return artifact
+
+    def __iter__(self) -> Iterator[Artifact]:
+        yield from tuple(self.artifacts.values())
+        for family in tuple(self.families.values()):
+            yield from tuple(family.values())
+
+    def promote(self) -> None:
+        """Notes what was made the quick way, which leaves no record but the instance."""
+        self.take_over_opened()
+        for recipe in tuple(self.home.instances):
+            self.artifact(recipe)
+        for made in (*(a.made for a in self if a.made is not None), *self.stack, *(b.made for b in self.builds)):
+            if not made.wired:
+                made.wired = True
+                made.uses += self._wired(made.artifact.recipe)
+
+    def take_over_opened(self) -> None:
+        """Notes what was opened the quick way, in its order."""
+        opened, self.home.opened = self.home.opened, None
+        for recipe, generator in opened or ():
+            artifact = self.artifact(recipe)
+            made = artifact.made
+            if made is None:  # transient
+                made = Made(artifact, None)
+                made.wired = False
+                made.complete(None)
+            made.closers.append(generator)
+            self.stack[made] = None
+        if opened:
+            opened.clear()
+
+    def _take_over(self, artifact: Artifact) -> None:
+        made = Made(artifact, None)
+        made.uses = self._wired(artifact.recipe)
+        made.complete(self.home.instances[artifact.recipe])
+        artifact.made, artifact.fresh, artifact.error = made, True, None
+        artifact.version += 1
+
+    def _wired(self, recipe: Recipe) -> list[Made]:
+        """What a service that was made the quick way was made from: what its parameters name."""
+        uses: list[Made] = []
+        for _, key in self.home.plans.wiring(recipe).needs:
+            plan = self.home.plans.look(key)
+            if plan is None:
+                continue
+            if plan.recipe.scope is Scope.TRANSIENT:
+                uses += self._wired(plan.recipe)
+                continue
+            made = self.home.up(plan.up).graph.artifact(plan.recipe).made
+            if made is not None:
+                uses.append(made)
+        return uses
+
+    def _member(self, recipe: Recipe, param: str, params: Any) -> Artifact:
+        family = self.families.setdefault(recipe, {})
+        artifact = family.pop(param, None) or Artifact(recipe, self.home, param, params)
+        family[param] = artifact
+        if len(family) > recipe.param_limit:
+            idle = next((other for other in family.values() if other.build is None and other is not artifact), None)
+            if idle is not None:
+                del family[idle.param or ""]
+                if idle.made is not None:
+                    self._replace(idle)
+        return artifact
+
+    def _and_below(self) -> Iterator[Graph]:
+        """The graphs of this container and of all live ones below it, with everything in them noted."""
+        self.promote()
+        yield self
+        for child in self.home.children():
+            if child.instances or child.has_graph:
+                yield from child.graph._and_below()  # noqa: SLF001 - another of its own kind
+
+    def _alive(self) -> set[Made]:
+        return {
+            made
+            for graph in self._and_below()
+            for made in (*(a.made for a in graph if a.made is not None), *graph.stack, *graph.retired)
+        }
+
+    def _standing_on(self, origins: set[Made]) -> list[Made]:
+        """What is alive and was made from one of `origins`, at any remove; what was completed last comes first."""
+        known: dict[Made, bool] = {}
+
+        def stands(made: Made) -> bool:
+            if made not in known:
+                known[made] = False
+                known[made] = any(used in origins or stands(used) for used in made.uses)
+            return known[made]
+
+        return in_order(made for made in self._alive() if made not in origins and stands(made))
+
+    # -- what happens --------------------------------------------------------------------------------------------
+
+    def tell(self, event: str, artifact: Artifact | None, **fields: Any) -> None:
+        """Tells those who listen to an event here."""
+        listeners = self.listeners.get(event)
+        if listeners:
+            key, param = (None, None) if artifact is None else (artifact.recipe.name, artifact.param)
+            watching.tell(listeners, watching.Event(event=event, key=key, param=param, **fields))
+
+    def complete(self, artifact: Artifact, made: Made, instance: Any) -> None:
+        """Puts a new instance in place of what was there."""
+        made.complete(instance)
+        before = artifact.made
+        artifact.made, artifact.fresh, artifact.error = made, True, None
+        artifact.version += 1
+        self.failed.pop(artifact, None)
+        if made.closers:
+            self.take_over_opened()
+            self.stack[made] = None
+        if made.is_transient:
+            return
+        if artifact.param is None:
+            self.home.instances[artifact.recipe] = instance
+        if made.readings and self._followed is None and self.home.state is not None:
+            self._followed = _follow(self.home.state, self)
+        if made.stream is not None:
+            made.stream.begin()
+        if before is not None:
+            self.retired[before] = None
+
+    def publish(self, made: Made, value: Any) -> None:
+        """Puts the next value of a stream in place; what was made from the one before is stale."""
+        artifact = made.artifact
+        if artifact.made is not made:
+            return
+        made.instance = value
+        artifact.version += 1
+        if artifact.fresh and artifact.param is None:
+            self.home.instances[artifact.recipe] = value
+        for graph in self._and_below():
+            for build in graph.builds:
+                build.made.spoiled = build.made.spoiled or build.made.stands_on({made})
+        self.home.observe()
+        self.tell(watching.STREAM_EMIT, artifact, value=value, version=artifact.version)
+        watching.tell_watchers(artifact, "stream")
+        self._go_stale([other.artifact for other in self._standing_on({made})])
+
+    def fail(self, made: Made, error: Exception) -> None:
+        """Notes that the stream of an instance broke: the next who asks builds it anew."""
+        artifact = made.artifact
+        if artifact.made is not made:
+            return
+        artifact.error = error
+        self.tell(watching.BUILD_ERROR, artifact, error=error)
+        self.go_stale([artifact], rebuild=False)
+        watching.tell_watchers(artifact, "error", error)
+
+    def look_at_state(self) -> None:
+        """After a commit: who selected another value than there is now is stale, with all that was made from it."""
+        state = self.home.state
+        if state is None or self.home.closed:
+            return
+        changed = [
+            artifact
+            for artifact in self
+            if artifact.fresh
+            and artifact.made is not None
+            and any(reading.changed(state.data) for reading in artifact.made.readings or ())
+        ]
+        # Somebody counts on them, and their rebuild after an earlier commit failed: this one may heal them.
+        broken = [a for a in self if a.error is not None and a.build is None and a.wanted and a.reacts and not a.fresh]
+        self.go_stale(changed)
+        for artifact in broken:
+            self.rebuild(artifact)
+
+    def go_stale(self, artifacts: list[Artifact], *, rebuild: bool = True) -> None:
+        """Marks services as outdated, with all that was made from them; instances stay until they are replaced."""
+        mades = {artifact.made for artifact in artifacts if artifact.made is not None}
+        if mades:
+            dependents = [made.artifact for made in self._standing_on(mades)]
+            self._go_stale(dependents + [made.artifact for made in in_order(mades)], rebuild=rebuild)
+
+    def _go_stale(self, affected: list[Artifact], *, rebuild: bool = True) -> None:
+        changed = [a for a in affected if a.fresh and a.recipe.scope is not Scope.TRANSIENT]
+        for artifact in changed:
+            _outdate(artifact)
+        for artifact in changed:
+            artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
+            watching.tell_watchers(artifact, "invalidated")
+        if rebuild:
+            for artifact in reversed(changed):
+                if artifact.wanted and not artifact.home.closed:
+                    artifact.home.graph.rebuild(artifact)
+
+    def rebuild(self, artifact: Artifact) -> None:
+        """Builds a service anew without anybody waiting; a failure is told by a signal, and raised by `ready`."""
+        self._start(self._rebuild(artifact), f"rebuild {artifact.name}", self._going)
+
+    async def _rebuild(self, artifact: Artifact) -> None:
+        try:
+            if not artifact.fresh:
+                await obtain(artifact)
+        except Exception as error:  # noqa: BLE001 - told, and raised to whoever waits until all is ready
+            self.failed[artifact] = error
+            signals.emit(signals.SERVICE_FAILED, level="warning", service=artifact.name, error=describe(error))
+
+    def wanted_with(self, artifacts: list[Artifact]) -> list[Artifact]:
+        """What was made from some services, and is watched or not lazy; what it needs comes first."""
+        mades = {artifact.made for artifact in artifacts if artifact.made is not None}
+        return [made.artifact for made in reversed(self._standing_on(mades)) if made.artifact.wanted]
+
+    # -- letting go ----------------------------------------------------------------------------------------------
+
+    def drop(self, recipe: Recipe) -> None:
+        """Lets go of all that a recipe has built which is gone; what was made from it is stale."""
+        for artifact in self.members(recipe):
+            self.go_stale([artifact], rebuild=False)
+            self._replace(artifact)
+        self.artifacts.pop(recipe, None)
+        self.families.pop(recipe, None)
+
+    def _replace(self, artifact: Artifact) -> None:
+        """Lets go of an instance as soon as nothing alive was made from it."""
+        made = artifact.made
+        _outdate(artifact)
+        artifact.made = None
+        if made is not None:
+            self.retired[made] = None
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Closes the instances that were replaced and that nothing alive was made from."""
+        if self.retired and not self._sweeping and not self.home.closed and asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented; the public one raises
+            self._sweeping = True
+            self._start(self._sweep(), f"close what was replaced in {self.home.name}", self._letting_go)
+
+    async def _sweep(self) -> None:
+        try:
+            while (made := self._releasable()) is not None:
+                await self._release(made)
+        finally:
+            self._sweeping = False
+
+    def _releasable(self) -> Made | None:
+        waiting = sorted(self.retired, key=lambda made: -made.order)
+        return next((made for made in waiting if not self._standing_on({made})), None)
+
+    async def _release(self, made: Made) -> None:
+        self.retired.pop(made, None)
+        self.stack.pop(made, None)
+        failures = await close_made(made, self.home.close_timeout_seconds)
+        self.tell(watching.DISPOSED, made.artifact)
+        self.told(failures, made.artifact.name)
+        _sweep_above(made.uses, self)
+
+    async def let_go(self, artifacts: list[Artifact], successor: Build | None = None) -> list[BaseException]:
+        """Closes services at once, and all that was made from them before them; tells what failed.
+
+        It goes on to its end however often the caller is cancelled.
+
+        Args:
+            artifacts: Which.
+            successor: The build that wants this; what others are building of them now is discarded.
+        """
+        origins = {artifact.made for artifact in artifacts if artifact.made is not None}
+        for build in self.builds:
+            if build.artifact in artifacts and build is not successor:
+                build.made.spoiled = True
+        mades = in_order([*origins, *self._standing_on(origins)])
+        gone = [made.artifact for made in mades if made.artifact.made is made and not made.is_transient]
+        fresh = [artifact for artifact in gone if artifact.fresh]
+        for artifact in gone:
+            _outdate(artifact)
+            artifact.made = None
+        failures: list[BaseException] = []
+        cancelled = await self._outlast(_close_in_order(mades, failures), "invalidate")
+        for artifact in fresh:
+            artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
+            watching.tell_watchers(artifact, "invalidated")
+        self.sweep()
+        if cancelled is not None:
+            self.told(failures, "invalidate")
+            raise cancelled
+        return failures
+
+    def told(self, failures: list[BaseException], name: str) -> None:
+        """Tells by a signal what failed while closing, where nobody is left to raise it to."""
+        if failures:
+            errors = [describe(failure) for failure in failures]
+            signals.emit(signals.CLOSE_FAILED, level="error", service=name, errors=errors)
+
+    async def _outlast(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.CancelledError | None:
+        task = self._start(coroutine, f"{name} in {self.home.name}", self._letting_go)
+        return None if task is None else await outlast(task)
+
+    async def quiet(self) -> None:
+        """Waits until what is rebuilt and closed by itself has ended."""
+        while tasks := {*self._going, *self._letting_go} - {asyncio.current_task()}:
+            await asyncio.wait(tasks)
+
+    def _start(
+        self, coroutine: Coroutine[Any, Any, None], name: str, kept: set[asyncio.Task[None]]
+    ) -> asyncio.Task[None] | None:
+        task = start(coroutine, name=name, context=contextvars.copy_context())
+        if task is not None:
+            kept.add(task)
+            task.add_done_callback(kept.discard)
+        return task
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether closing has nothing to do here that takes time, and nobody listens."""
+        return not (self.stack or self.home.opened or self.builds or self._going or self._letting_go or self.listeners)
+
+    def unhook(self) -> None:
+        """Lets go of what is outside: the state, and what was replaced up there and still used here."""
+        if self._followed is not None:
+            self._followed()
+            self._followed = None
+
+    async def close(self) -> list[BaseException]:
+        """Ends what is under way and closes everything, the last completed first; tells what failed."""
+        failures = await self._end_builds() if self.builds or self._going else []
+        current = asyncio.current_task()
+        while tasks := {*self._letting_go} - {current}:
+            await asyncio.wait(tasks)
+        told = [artifact for artifact in self if artifact.made is not None] if self.listeners else []
+        failures += await close_all(of_instances(self.stack), self.home.close_timeout_seconds)
+        failures += self.interrupted
+        for made in in_order(artifact.made for artifact in told if artifact.made is not None):
+            self.tell(watching.DISPOSED, made.artifact)
+        self.tell(watching.CONTAINER_DISPOSE, None)
+        return failures
+
+    async def _end_builds(self) -> list[BaseException]:
+        limit_seconds = self.home.close_timeout_seconds
+        names = {build.task: build.name for build in self.builds if build.task is not None}
+        tasks = {*names, *self._going} - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        stuck: set[asyncio.Task[None]] = set()
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=limit_seconds)
+        return [
+            TimeoutExceededError(
+                f"the factory of service {names[task]!r} went on for {limit_seconds:g} s after it had been cancelled: "
+                "let it pass CancelledError on",
+                name=names[task],
+            )
+            for task in stuck
+            if task in names
+        ]
+
+    def clear(self) -> None:
+        """Forgets everything, after it was closed; the services above may close what nobody uses any more."""
+        if self.home.waited_for():
+            mades = [artifact.made for artifact in self if artifact.made is not None]
+            self._forget()
+            _sweep_above([used for made in mades for used in made.uses], self)
+        else:
+            self._forget()
+
+    def _forget(self) -> None:
+        # What knows each other in a circle would wait for the garbage collector.
+        for artifact in self:
+            if artifact.made is not None:
+                artifact.made.uses = []
+                artifact.made = None
+        self.failed.clear()
+        self.artifacts.clear()
+        self.families.clear()
+        self.retired.clear()
+
+    # -- to look at ----------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Tells each service, what it was made from and what was made from it, as JSON values."""
+        self.promote()
+        alive = {
+            artifact.made: artifact for graph in self._and_below() for artifact in graph if artifact.made is not None
+        }
+        told: dict[str, dict[str, Any]] = {}
+        for artifact in self:
+            made = artifact.made
+            told[artifact.name] = {
+                "scope": self.home.scope_name(artifact.recipe),
+                "status": artifact.status,
+                "version": artifact.version,
+                "dependencies": [] if made is None else list(dict.fromkeys(used.artifact.name for used in made.uses)),
+                "dependents": [other.name for user, other in alive.items() if made is not None and made in user.uses],
+                "state_paths": _paths(made),
+            }
+        return told
+
+    def members(self, recipe: Recipe) -> list[Artifact]:
+        """All artifacts of a service here: one, or a family."""
+        if recipe.param_key is not None:
+            return list(self.families.get(recipe, {}).values())
+        return [self.artifact(recipe)]
+
+
+def _follow(state: State, graph: Graph) -> Callable[[], None]:
+    """Has a graph look at each commit of a state, which does not keep the graph alive."""
+    ended: list[Callable[[], None]] = []
+    reference = weakref.ref(graph, lambda _: [end() for end in ended])
+
+    def look() -> None:
+        found = reference()
+        if found is not None:
+            found.look_at_state()
+
+    ended.append(state.subscribe(look))
+    return ended[0]
+
+
+def in_order(mades: Iterable[Made]) -> list[Made]:
+    """Orders instances: each before all that it was made from, else what was completed last comes first."""
+    wanted = sorted(mades, key=lambda made: made.order)
+    chosen, seen = set(wanted), set()
+    found: list[Made] = []
+
+    def visit(made: Made) -> None:
+        if made not in seen:
+            seen.add(made)
+            for used in made.uses:
+                visit(used)
+            if made in chosen:
+                found.append(made)
+
+    for made in wanted:
+        visit(made)
+    return found[::-1]
+
+
+def _outdate(artifact: Artifact) -> None:
+    artifact.fresh = False
+    artifact.home.observe()
+    if artifact.param is None:
+        artifact.home.instances.pop(artifact.recipe, None)
+
+
+async def _close_in_order(mades: list[Made], failures: list[BaseException]) -> None:
+    for made in mades:
+        graph = made.artifact.home.graph
+        graph.stack.pop(made, None)
+        graph.retired.pop(made, None)
+        failures += await close_made(made, made.artifact.home.close_timeout_seconds)
+
+
+def _sweep_above(used: Iterable[Made], graph: Graph) -> None:
+    for home in {made.artifact.home for made in used}:
+        if home is not graph.home and not home.closed:
+            home.graph.sweep()
+
+
+def _paths(made: Made | None) -> list[str]:
+    readings = () if made is None else made.readings or ()
+    return sorted({".".join(path) for reading in readings for path in reading.paths})
