@@ -394,3 +394,38 @@ async def test_debug_info_shows_what_becomes_of_a_service():
         await c.resolve("fails")
         look("fails")
     assert statuses == ["idle", "building", "ready", "stale", "error"]
+
+
+async def test_a_watch_follows_its_service_through_eviction_and_replacement():
+    """Who watches a service is told of it also after it was evicted from its family, or registered anew."""
+    told = []
+    async with Container() as c:
+        c.register("user", lambda ctx: ctx.params, param_key=lambda name: name, param_limit=1)
+        c.register("plain", lambda: 1)
+        watch, plain = c.watch("user", "ann"), c.watch("plain")
+        watch.subscribe(lambda change: told.append((change.key, change.event)))
+        plain.subscribe(lambda change: told.append((change.key, change.event)))
+        for name in ("ann", "ben", "ann"):
+            await c.require("user", name)
+        await c.require("plain")
+        c.register("plain", lambda: 2, replace=True)
+        await c.require("plain")
+        assert (watch.get(), plain.get()) == ("ann", 2)
+    assert told == [
+        ("user", "built"),
+        ("user", "built"),
+        ("plain", "built"),
+        ("plain", "invalidated"),
+        ("plain", "built"),
+    ]
+
+
+async def test_a_bundle_does_not_exceed_the_limit_of_a_family():
+    """Of a family at most `param_limit` are restored: the last ones."""
+    options = {"key": "user", "factory": lambda ctx: ctx.params, "param_key": str, "serialize": str, "deserialize": str}
+    async with Container.from_(templates=[options]) as c:
+        for number in range(5):
+            await c.require("user", number)
+        bundle = c.export()
+    async with Container.from_(bundle=bundle, templates=[{**options, "param_limit": 2}]) as c:
+        assert [entry["param"] for entry in c.export()["artifacts"]] == ["3", "4"]

@@ -34,7 +34,6 @@ class Artifact:
         version: How often it has been made.
         error: Why its last build failed, or None.
         build: The build under way that all askers share, or None.
-        watchers: Who is told of its changes.
     """
 
     # Thousands come and go with their runs: what most of them never change is kept with the class.
@@ -45,7 +44,6 @@ class Artifact:
     version: int = 0
     error: Exception | None = None
     build: Build | None = None
-    watchers: list[Callable[[Change], Any]] | None = None
 
     def __init__(self, recipe: Recipe, home: Container, param: str | None = None, params: Any = None) -> None:
         self.recipe = recipe
@@ -72,6 +70,11 @@ class Artifact:
         if self.error is not None:
             return "error"
         return "stale" if self.version else "idle"
+
+    @property
+    def watchers(self) -> list[Callable[[Change], Any]]:
+        """Who is told of its changes."""
+        return self.home.graph.watchers.get((self.recipe.name, self.param)) or []
 
     @property
     def wanted(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
-from piecework.container.artifact import Artifact, Made
+from piecework.container.artifact import Made
 from piecework.container.scope import Scope
 from piecework.errors import ValidationError, describe
 from piecework.telemetry import signals
@@ -75,9 +75,6 @@ def _restore(container: Container, entry: dict[str, Any]) -> None:
     if (param is None) is not (recipe.param_key is None):
         raise ValidationError("one of the two has a param, the bundle or the service")
     instance = recipe.deserialize(entry["value"])
-    artifact = Artifact(recipe, container, param)
-    if param is None:
-        container.graph.artifacts[recipe] = artifact
-    else:
-        container.graph.families.setdefault(recipe, {})[param] = artifact
-    container.graph.complete(artifact, Made(artifact, None), instance)
+    graph = container.graph
+    artifact = graph.artifact(recipe) if param is None else graph.member(recipe, param)
+    graph.complete(artifact, Made(artifact, None), instance)

@@ -318,6 +318,8 @@ class Container:
     def override(self, key: Key, value: Any) -> Callable[[], None]:
         """Lets `value` stand for a service, here and below, for all who ask from now on.
 
+        What was made from the service before keeps it.
+
         Args:
             key: The service's name or type.
             value: What they get; it is not closed.
@@ -478,7 +480,7 @@ class Container:
             NotFoundError: Nobody registered it.
         """
         plan, owner = self._seek(key, None)
-        return watching.Watch(owner.graph.artifact(plan.recipe, params), owner.observe)
+        return watching.Watch(owner, owner.graph.artifact(plan.recipe, params), params)
 
     def on(self, event: str, fn: Callable[[watching.Event], Any]) -> Callable[[], None]:
         """Has a plain function called whenever something happens here.

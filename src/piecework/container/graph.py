@@ -59,6 +59,7 @@ class Graph:
         retired: Instances that were replaced, and something alive was made from them.
         builds: Under way.
         listeners: Who is told of events, by event.
+        watchers: Who is told of a service's changes, by its name and what names it in its family.
         interrupted: What failed while builds that were cut off were cleaned up, for `close`.
         failed: Builds that nobody waited for and that failed, for `ready`.
     """
@@ -78,6 +79,7 @@ class Graph:
         "listeners",
         "retired",
         "stack",
+        "watchers",
     )
 
     def __init__(self, home: Container) -> None:
@@ -88,6 +90,7 @@ class Graph:
         self.retired: dict[Made, None] = {}
         self.builds: set[Build] = set()
         self.listeners: dict[str, list[Callable[[Any], Any]]] = {}
+        self.watchers: dict[tuple[str, str | None], list[Callable[[Any], Any]]] = {}
         self.failed: dict[Artifact, Exception] = {}
         self.interrupted: list[BaseException] = []
         self._followed: Callable[[], None] | None = None
@@ -102,7 +105,7 @@ class Graph:
         if recipe.scope is Scope.TRANSIENT:
             return Artifact(recipe, self.home, params=params)
         if recipe.param_key is not None:
-            return self._member(recipe, self.home.param_of(recipe, params), params)
+            return self.member(recipe, self.home.param_of(recipe, params), params)
         artifact = self.artifacts.get(recipe)
         if artifact is None:
             artifact = self.artifacts[recipe] = Artifact(recipe, self.home)
@@ -162,13 +165,14 @@ class Graph:
                 uses.append(made)
         return uses
 
-    def _member(self, recipe: Recipe, param: str, params: Any) -> Artifact:
+    def member(self, recipe: Recipe, param: str, params: Any = None) -> Artifact:
+        """The member of a family; when there are too many, those least recently asked for are let go."""
         family = self.families.setdefault(recipe, {})
         artifact = family.pop(param, None) or Artifact(recipe, self.home, param, params)
         family[param] = artifact
-        if len(family) > recipe.param_limit:
-            idle = next((other for other in family.values() if other.build is None and other is not artifact), None)
-            if idle is not None:
+        surplus = len(family) - recipe.param_limit
+        for idle in [other for other in family.values() if other.build is None][: max(surplus, 0)]:
+            if idle is not artifact:
                 del family[idle.param or ""]
                 if idle.made is not None:
                     self._replace(idle)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from piecework.container.artifact import Artifact
+    from piecework.container.container import Container
 
 BUILD_START: Final = "build:start"
 BUILD_COMPLETE: Final = "build:complete"
@@ -93,16 +94,16 @@ class Change:
 class Watch:
     """Looks at one service without ever building it; `Container.watch` makes one."""
 
-    __slots__ = ("_artifact", "_observe")
+    __slots__ = ("_home", "_key", "_params")
 
-    def __init__(self, artifact: Artifact, observe: Callable[[], None]) -> None:
-        self._artifact = artifact
-        self._observe = observe
+    def __init__(self, home: Container, artifact: Artifact, params: Any) -> None:
+        self._home = home
+        self._key = (artifact.recipe.name, artifact.param)
+        self._params = params
 
     def get(self) -> Any:
         """The instance there is, an outdated one as long as its successor is not ready; None when there is none."""
-        made = self._artifact.made
-        return None if made is None else made.instance
+        return self._home.peek(self._key[0], self._params)
 
     def subscribe(self, fn: Callable[[Change], Any]) -> Callable[[], None]:
         """Has `fn` called after each change; from then on a service that went stale is rebuilt at once.
@@ -117,13 +118,11 @@ class Watch:
             ValidationError: It is no plain function.
             ClosedError: The container is closed.
         """
-        check_listener(fn, f"watch({self._artifact.name!r})", name=self._artifact.name)
-        self._artifact.home.check_open()
-        if self._artifact.watchers is None:
-            self._artifact.watchers = []
-        watchers = self._artifact.watchers
+        check_listener(fn, f"watch({self._key[0]!r})", name=self._key[0])
+        self._home.check_open()
+        self._home.observe()
+        watchers = self._home.graph.watchers.setdefault(self._key, [])
         watchers.append(fn)
-        self._observe()
 
         def unsubscribe() -> None:
             if fn in watchers:
