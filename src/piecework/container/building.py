@@ -163,7 +163,7 @@ async def _open_bare(home: Container, recipe: Recipe, given: Any, opening: _Open
 
 
 def begin_quickly(home: Container, plan: Plan) -> Build | None:
-    """Begins to build a service by the quick way to call its factory.
+    """Begins to build a service whose factory takes the context, by the quick way to call it.
 
     Args:
         home: Nothing is being built there, and nothing has changed there.
@@ -172,35 +172,47 @@ def begin_quickly(home: Container, plan: Plan) -> Build | None:
     Returns:
         The build, ended if that took no waiting; None when something it needs is not there yet.
     """
-    recipe, graph = plan.recipe, home.graph
-    artifact = graph.artifacts.get(recipe)
+    recipe = plan.recipe
+    artifact = home.graph.artifacts.get(recipe) if home.has_graph else None
     if artifact is None:
-        artifact = graph.artifacts[recipe] = Artifact(recipe, home)
+        artifact = Artifact(recipe, home)
     build = Build(artifact, None)
     made = build.made
-    made.wired = False
     assert plan.call is not None
-    artifact.build = build
-    graph.builds.add(build)
-    home.quick = False
     try:
         given = plan.call(home, made)
         if not recipe.is_async:
             done, given = open_now(made, given)
+            if done and not (made.closers or made.readings or made.stream) and home.quick:
+                # It made no use of the context that would have to be remembered.
+                made.build = None
+                made.complete(given)
+                home.instances[recipe] = given
+                return build
             if done:
+                _book(build)
                 _at_its_end(build, given)
                 return build
     except (NotNowError, WaitsError):
-        _end(build)
         return None
     except Exception as error:  # noqa: BLE001 - kept for those who ask
+        _book(build)
         _failed_at_once(build, error, apart=False, in_loop=True)
         return build
-    except BaseException:
-        _end(build)
-        raise
+    _book(build)
     _go_on(build, _open(build, given), apart=False)
     return build
+
+
+def _book(build: Build) -> None:
+    """Notes that a service is being built."""
+    artifact = build.artifact
+    graph = artifact.home.graph
+    graph.artifacts[artifact.recipe] = artifact
+    artifact.build = build
+    build.made.wired = False
+    graph.builds.add(build)
+    artifact.home.quick = False
 
 
 async def _open(build: Build, given: Any) -> None:

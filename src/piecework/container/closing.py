@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import warnings
+from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
@@ -138,11 +139,22 @@ async def outlast(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
     """
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
+        # As `asyncio.wait` does, for one task.
+        ended = asyncio.get_running_loop().create_future()
+        wake = partial(_wake, ended)
+        task.add_done_callback(wake)
         try:
-            await asyncio.wait((task,))
+            await ended
         except asyncio.CancelledError as error:
             cancelled = error
+        finally:
+            task.remove_done_callback(wake)
     return cancelled
+
+
+def _wake(ended: asyncio.Future[None], _task: asyncio.Task[Any]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 def note_failures(error: BaseException, failures: Sequence[BaseException]) -> None:

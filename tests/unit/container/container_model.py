@@ -357,7 +357,7 @@ class World:
             return {NotFoundError} | ({ClosedError} if any(place.closed for place in where.reach()) else set())
         spec, way = found
         if not isinstance(spec, Spec):
-            return set()
+            return {ClosedError} if way[-1].closed else set()
         lives = self.home_of(spec, way)
         if lives is None:
             return {NotFoundError, InvalidScopeError}
