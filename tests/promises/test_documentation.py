@@ -54,6 +54,24 @@ def test_the_quickstarts_programs_run(tmp_path):
         assert run(text + opens, tmp_path) == "open\n"
 
 
+def test_the_guide_to_services_runs_as_it_is_written(tmp_path):
+    """The programs of docs/guides/services.md run, one after the other, and each prints what stands below it."""
+    text = (ROOT / "docs" / "guides" / "services.md").read_text("utf-8")
+    programs, told = [], []
+    for kind, block in re.findall(r"^```(python|text)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if kind == "python":
+            programs.append(block)
+            told.append("")
+        else:
+            told[-1] = block
+    assert all(told)
+    separator = "print(end='\\f')\n"
+    (tmp_path / "shop.py").write_text(separator.join(programs))
+    command = [sys.executable, "-W", "error", "shop.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=25, check=False)
+    assert (done.stderr, done.stdout.split("\f")) == ("", told)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_python_block_is_python(page):
     """Every Python block of the documentation can be parsed."""

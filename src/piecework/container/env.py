@@ -33,6 +33,13 @@ class EnvService:
                 return value
         return None
 
+    def __repr__(self) -> str:
+        # Values may be secrets: they are in no log, no error and no dump.
+        return f"<env of {len(self._layers)} layers, values not shown>"
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidStateError("the env service does not leave its process, since its values may be secrets")
+
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"the env service has no {name!r}: read variables with env.get({name!r})")
 

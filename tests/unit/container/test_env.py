@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -51,3 +53,14 @@ def test_it_is_read_only(change: Any) -> None:
     with pytest.raises(InvalidStateError, match="read-only"):
         change(env)
     assert env.get("KEY") == "1"
+
+
+def test_values_are_in_no_output() -> None:
+    """What is told of the env service, in logs, errors and dumps, has no values in it."""
+    env = EnvService({"TOKEN": "s3cret"})
+    told = [repr(env), str(env), f"{env}", f"{env!r:.200}"]
+    for wrong in (lambda: env.TOKEN, lambda: env["TOKEN"], lambda: pickle.dumps(env), lambda: copy.deepcopy(env)):
+        with pytest.raises((AttributeError, TypeError, InvalidStateError)) as raised:
+            wrong()
+        told.append(str(raised.value))
+    assert not any("s3cret" in text for text in told)
