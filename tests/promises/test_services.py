@@ -642,7 +642,10 @@ async def test_a_factory_that_hangs_ends_with_its_run(make_app):
         ctx.on_cleanup(lambda: log.append("closed"))
         await asyncio.Event().wait()
 
-    step = Step(lambda ctx: ctx.require("hangs"), id="asks", timeout_seconds=0.01)
+    async def asks(ctx):
+        await ctx.require("hangs")
+
+    step = Step(asks, timeout_seconds=0.01)
     async with make_app(flow(step, services=[Service("hangs", hangs, scope="run")])) as app:
         run_id = run_id_of(await app.publish("go"))
         assert (await app.runtime.wait(run_id, timeout_seconds=20)).error.code == "TIMEOUT"

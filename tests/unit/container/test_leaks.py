@@ -32,7 +32,7 @@ def census():
     kinds = Counter(
         f"{kind.__module__}.{kind.__qualname__}"
         for kind in map(type, gc.get_objects())
-        if kind.__module__.startswith("piecework.") or kind is Thing
+        if str(kind.__module__).startswith("piecework.") or kind is Thing
     )
     return kinds, len(asyncio.all_tasks())
 
