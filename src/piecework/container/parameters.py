@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import collections.abc
 import inspect
 import sys
 import types
@@ -90,8 +91,15 @@ def produced_type(factory: Callable[..., Any]) -> type | None:
     function = _function(factory)
     made = _evaluate(function, getattr(function, "__annotations__", {}).get("return"))
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        made = (typing.get_args(made) or (None,))[0]
+        made = (typing.get_args(made) or (None if made in _ITERATORS else made,))[0]
     return made if isinstance(made, type) and made is not types.NoneType else None
+
+
+_ITERATORS = {
+    getattr(collections.abc, name)
+    for name in ("Iterator", "Iterable", "Generator", "AsyncIterator", "AsyncIterable", "AsyncGenerator")
+}
+"""What a generator that does not say what it yields is annotated with."""
 
 
 def _read(fn: Callable[..., Any]) -> tuple[Parameter, ...]:

@@ -178,6 +178,12 @@ class Service:
             raise ValidationError(
                 f"service {self.id!r} of a workflow cannot have scope 'app': declare it on the app", name=self.id
             )
+        if not self.lazy and scope is not owner:
+            raise ValidationError(
+                f"service {self.id!r} has scope {str(scope)!r}, so there is nothing to build it for before it is asked "
+                "for: leave lazy=False out",
+                name=self.id,
+            )
         return Recipe(
             self.id,
             self.factory,

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator  # noqa: TC003 - the container reads the annotations
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator  # noqa: TC003 - the container reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
 
@@ -127,3 +127,23 @@ def test_a_recipe_needs_a_name_and_a_function(name: str, factory: object) -> Non
     """A service without a name or with a factory that cannot be called is refused."""
     with pytest.raises(ValidationError):
         Recipe(name, factory, Scope.APP)  # type: ignore[arg-type]  # which is what is tested
+
+
+@pytest.mark.parametrize("made", [Reports, Iterator[Reports], Iterable[Reports], Generator[Reports, None, None]])
+def test_a_generator_may_say_what_it_yields_in_any_form(made: Any) -> None:
+    """A generator is asked for by what it yields, also where it is annotated with nothing but that."""
+
+    def factory() -> Any:
+        yield Reports()
+
+    factory.__annotations__["return"] = made
+    assert produced_type(factory) is Reports
+    factory.__annotations__["return"] = Iterator
+    assert produced_type(factory) is None
+
+
+@pytest.mark.parametrize("scope", ["run", "transient"])
+def test_what_is_not_lazy_lives_where_it_is_declared(scope: str) -> None:
+    """`lazy=False` is refused for what lives in runs, which are not there when a workflow is registered."""
+    with pytest.raises(ValidationError, match="lazy=False"):
+        Service("thing", Reports, scope=scope, lazy=False).recipe(Scope.WORKFLOW)
