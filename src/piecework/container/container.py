@@ -635,7 +635,8 @@ class Container:
             raise BaseExceptionGroup(f"{self.name} close", self.close_failures)
 
     async def __aenter__(self) -> Self:
-        self.check_open()
+        if self._closed:
+            self.check_open()
         return self
 
     async def __aexit__(

@@ -267,17 +267,44 @@ def _fetch(plan: Plan) -> Make:
 def _made(recipe: Recipe, fetches: list[tuple[Parameter, Make]]) -> Make:
     """Calls the factory with what it needs and keeps what it makes."""
     factory, keep = recipe.factory, recipe.scope is not Scope.TRANSIENT
-    # What a class makes is known beforehand; a function may give anything.
-    may_wait = not isinstance(factory, type) or hasattr(factory, "__await__")
     run = _run(recipe, fetches)
+    # What a class makes is known beforehand; a function may give anything.
+    if keep and isinstance(factory, type) and not hasattr(factory, "__await__"):
+        return _kept(recipe, [fetch for _, fetch in fetches], run)
 
     def make(container: Container) -> Any:
         made = run(container)
-        if may_wait and hasattr(made, "__await__") and inspect.isawaitable(made):
+        if hasattr(made, "__await__") and inspect.isawaitable(made):
             raise WaitsError(recipe, made)
         if keep:
             container.instances[recipe] = made
         return made
+
+    return make
+
+
+def _kept(recipe: Recipe, fetches: list[Make], run: Make) -> Make:
+    """Calls a class and keeps what it makes; by one call less for the usual numbers of parameters."""
+    factory: Any = recipe.factory
+    if len(fetches) == 1 and _in_order(recipe, 1):
+        (one,) = fetches
+
+        def make(container: Container) -> Any:
+            made = container.instances[recipe] = factory(one(container))
+            return made
+
+    elif len(fetches) == 2 and _in_order(recipe, 2):
+        one, other = fetches
+
+        def make(container: Container) -> Any:
+            made = container.instances[recipe] = factory(one(container), other(container))
+            return made
+
+    else:
+
+        def make(container: Container) -> Any:
+            made = container.instances[recipe] = run(container)
+            return made
 
     return make
 
@@ -316,8 +343,7 @@ def _called(recipe: Recipe, context: str | None, fetches: list[tuple[Parameter, 
 
 def _run(recipe: Recipe, fetches: list[tuple[Parameter, Make]]) -> Make:
     factory = recipe.factory
-    by_place = [parameter for parameter in recipe.parameters if parameter.kind in _BY_PLACE]
-    in_order = [parameter for parameter, _ in fetches] == by_place[: len(fetches)]
+    in_order = _in_order(recipe, len(fetches))
     if not fetches:
         return _calling_with_nothing(factory)
     if in_order and len(fetches) == 1:
@@ -325,6 +351,12 @@ def _run(recipe: Recipe, fetches: list[tuple[Parameter, Make]]) -> Make:
     if in_order and len(fetches) == 2:
         return _calling_with_two(factory, fetches[0][1], fetches[1][1])
     return _calling(recipe, fetches)
+
+
+def _in_order(recipe: Recipe, number: int) -> bool:
+    """Whether what services fill are the first parameters, all of them given by place."""
+    first = recipe.parameters[:number]
+    return all(parameter.required and parameter.kind in _BY_PLACE for parameter in first)
 
 
 def _calling_with_nothing(factory: Callable[[], Any]) -> Make:
