@@ -4,8 +4,8 @@ Promises: concurrent askers share one build; a failed build is forgotten; what w
 every closer whatever the others do; a wider scope never holds on to a narrower one; what was made from something that
 changed is made anew, and nothing is closed while something alive was made from it.
 Read `scope` (how long things live, pure), `parameters` (what a function wants), `registry` (recipes), `plan` (where a
-key leads), `container` (the face), `artifact` and `graph` (instances and what they were made from), `building` with
-`eager` and `factory`, then `closing`; `state` and `reactive` (what services follow), `watching`, `streaming`, `bundle`.
+key leads), `place` and `container` (the face), `artifact` and `graph` (instances and what they were made from),
+`building` with `quick`, `attempts`, `ends`, `eager` and `factory`, then `closing`; `state` and `reactive` (what services follow), `watching`, `streaming`, `bundle`.
 May import `errors`, `config`, `clock` and `telemetry`.
 """
 

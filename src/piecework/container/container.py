@@ -10,24 +10,24 @@ no service pays for none, and only what needs waiting, closing, a state or an au
 from __future__ import annotations
 
 import asyncio
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
-from piecework.clock import SystemClock
 from piecework.container import bundle as bundles
 from piecework.container import state as states
 from piecework.container import watching
-from piecework.container.building import begin, begin_quickly, needs_loop, obtain, open_quickly, outcome
+from piecework.container.building import begin, needs_loop, obtain
 from piecework.container.closing import Opened, close_all, note_failures, of_opened, outlast
 from piecework.container.eager import start
+from piecework.container.ends import outcome
 from piecework.container.graph import Graph
-from piecework.container.plan import MISSING, NotNowError, Plan, Plans, WaitsError
-from piecework.container.registry import Recipe, Registry
+from piecework.container.place import Place
+from piecework.container.plan import MISSING, NotNowError, Plan, WaitsError
+from piecework.container.quick import begin_quickly, open_quickly
+from piecework.container.registry import Recipe
 from piecework.container.scope import Scope, home, is_wider, refusal
 from piecework.errors import (
     ClosedError,
-    CycleError,
     DisposedError,
     InvalidScopeError,
     NotFoundError,
@@ -35,15 +35,13 @@ from piecework.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
-    from piecework.clock import Clock
     from piecework.container.artifact import Made
     from piecework.container.registry import Key
 
 T = TypeVar("T")
-_identity = id
 _NONE: Final[dict[Recipe, Any]] = {}
 """What a closed container holds."""
 
@@ -65,7 +63,7 @@ class Resolution:
     version: int = 0
 
 
-class Container:
+class Container(Place):
     """Services by name and by type: built once, shared by concurrent askers, closed in reverse.
 
     Args:
@@ -82,115 +80,12 @@ class Container:
     """
 
     State = states.State
-
-    # What most containers never change is kept with the class: opening one is to cost next to nothing.
-    workspace: Any = None
     close_failures: tuple[BaseException, ...] = ()
-    watched: bool = False
-    quick: bool = True
-    id: str | None = None
-    run_id: str | None = None
-    close_timeout_seconds: float = 10.0
     opened: Opened | None = None
-    _closed: bool = False
     _closing: asyncio.Task[None] | None = None
-    _graph: Graph | None = None
-    _registry: Registry | None = None
-    _plans: Plans | None = None
-    _owns_plans: bool = False
     _restoring: bool = False
-    _state: states.State | None = None
-    _clock: Clock | None = None
-    _children: dict[int, weakref.ref[Container]] | None = None
     _scopes: dict[str, Container] | None = None
     _overrides: tuple[tuple[str, Any], ...] = ()
-
-    def __init__(
-        self,
-        name: str = "container",
-        *,
-        id: str | None = None,  # noqa: A002 - the word of the field
-        state: states.State | None = None,
-        level: Scope = Scope.APP,
-        registry: Registry | None = None,
-        parents: Iterable[Container] = (),
-        clock: Clock | None = None,
-        close_timeout_seconds: float = 10.0,
-        run_id: str | None = None,
-    ) -> None:
-        self.name = name
-        self.level = level
-        self.instances: dict[Recipe, Any] = {}
-        self.parents = parents if type(parents) is tuple else tuple(parents)
-        if id is not None:
-            self.id = id
-        if run_id is not None:
-            self.run_id = run_id
-        if state is not None:
-            self._state = state
-        if clock is not None:
-            self._clock = clock
-        if close_timeout_seconds != 10.0:
-            self.close_timeout_seconds = close_timeout_seconds
-        if registry is None and len(self.parents) == 1:
-            (parent,) = self.parents
-            if parent._owns_plans and parent._plans is not None:
-                self._plans = parent._plans.below(level)
-        else:
-            self._registry = registry
-            self._own_plans()
-        if level is not Scope.TRANSIENT:
-            for parent in self.parents:
-                if parent._children is None:
-                    parent._children = {}
-                parent._children[_identity(self)] = weakref.ref(self)
-
-    def __repr__(self) -> str:
-        return f"<{self.title}{' (closed)' if self._closed else ''}>"
-
-    @property
-    def title(self) -> str:
-        """What it is and which one, for messages."""
-        return f"{self.name} {self.id}" if self.id else self.name
-
-    @property
-    def closed(self) -> bool:
-        """True from the moment that closing begins."""
-        return self._closed
-
-    @property
-    def state(self) -> states.State | None:
-        """What factories here select from: its own, of a fork that of what it is a fork of; or None."""
-        if self._state is None and self.level is Scope.TRANSIENT and self.parents:
-            return self.parents[0].state
-        return self._state
-
-    @property
-    def clock(self) -> Clock:
-        """What pauses are measured with."""
-        if self._clock is None:
-            self._clock = self.parents[0].clock if self.parents else SystemClock()
-        return self._clock
-
-    @property
-    def registry(self) -> Registry:
-        """The recipes of its own."""
-        if self._registry is None:
-            self._registry = Registry()
-            if self._owns_plans and self._plans is not None:
-                self._plans.registry = self._registry
-                self._registry.plans.add(self._plans)
-            else:
-                self._own_plans()
-        return self._registry
-
-    def of_run(self) -> Container | None:
-        """The container of the run it belongs to: itself, or a fork's parent; None above runs."""
-        if self.level is Scope.RUN:
-            return self
-        if self.level is not Scope.TRANSIENT:
-            return None
-        return next((found for parent in self.parents if (found := parent.of_run()) is not None), None)
 
     # -- recipes -------------------------------------------------------------------------------------------------
 
@@ -272,26 +167,6 @@ class Container:
 
         return unregister
 
-    def extend(self, parent: Container) -> None:
-        """Adds a container to look in, after the parents there are.
-
-        Raises:
-            CycleError: That container looks here itself.
-            ClosedError: One of the two is closed.
-        """
-        self.check_open()
-        parent.check_open()
-        if parent._reaches(self):
-            raise CycleError(
-                f"{parent!r} looks in {self!r} already: it cannot be its parent too", path=[self.title, parent.title]
-            )
-        self.parents = (*self.parents, parent)
-        if self._owns_plans and self._plans is not None:
-            self._plans.hang_on(parent._own_plans())
-        else:
-            self._own_plans()
-        parent._adopt(self)
-
     def scope(self, name: str) -> Container:
         """A container below this one, for recipes of its own: nobody here or beside it knows them.
 
@@ -353,11 +228,6 @@ class Container:
     def has(self, key: Key) -> bool:
         """Tells whether there is a service of that name or type, here or in a parent."""
         return self._way_to(key) is not None
-
-    def names(self) -> set[str]:
-        """The names of all services that can be asked for here."""
-        own = self._registry.names() if self._registry is not None else set()
-        return own.union(*(parent.names() for parent in self.parents))
 
     # -- services ------------------------------------------------------------------------------------------------
 
@@ -680,15 +550,6 @@ class Container:
         if cancelled is not None:
             raise cancelled
 
-    def check_open(self) -> None:
-        """Refuses any use once closing has begun.
-
-        Raises:
-            ClosedError: The message says which container.
-        """
-        if self._closed:
-            raise ClosedError(f"{self.title} is closed: open a new one", id=self.id)
-
     # -- for those who build -------------------------------------------------------------------------------------
 
     @property
@@ -711,46 +572,6 @@ class Container:
     def has_graph(self) -> bool:
         """Whether anything here has a history."""
         return self._graph is not None
-
-    @property
-    def plans(self) -> Plans:
-        """Where keys lead from here."""
-        if self._plans is not None:
-            return self._plans
-        self.check_open()
-        parent = self.parents[0]
-        if parent.closed:
-            raise DisposedError(f"{self.title} is below {parent.title}, which is closed: open a new one", id=parent.id)
-        # Its parent may come to have recipes of its own at any time, so what it shares is looked up each time.
-        return parent.plans.below(self.level)
-
-    def waited_for(self) -> bool:
-        """Whether an instance further up was replaced and waits for what still uses it."""
-        for parent in self.parents:
-            if (parent._graph is not None and parent._graph.retired) or (parent.parents and parent.waited_for()):
-                return True
-        return False
-
-    def observe(self) -> None:
-        """From now on everything here is built the long way, which keeps records: somebody looks, or has changed it."""
-        self.watched = True
-        self.quick = False
-
-    def up(self, way: tuple[int, ...]) -> Container:
-        """The container that a way through parents leads to."""
-        owner = self
-        for index in way:
-            owner = owner.parents[index]
-        return owner
-
-    def children(self) -> Iterator[Container]:
-        """The open containers that look in this one."""
-        for key, reference in tuple((self._children or {}).items()):
-            child = reference()
-            if child is not None and not child.closed:
-                yield child
-            elif child is None and self._children is not None and self._children.get(key) is reference:
-                del self._children[key]
 
     def param_of(self, recipe: Recipe, params: Any) -> str:
         """What names a member of a family.
@@ -934,29 +755,9 @@ class Container:
         self.observe()
         self.graph.drop(recipe)
 
-    def _own_plans(self) -> Plans:
-        """Plans of its own: it has recipes of its own, several parents, or others look in it."""
-        if not self._owns_plans or self._plans is None:
-            above = tuple(parent._own_plans() for parent in self.parents)
-            self._plans = Plans(self.level, self._registry, above)
-            self._owns_plans = True
-        return self._plans
-
-    def _hook(self) -> None:
-        for parent in self.parents:
-            parent._adopt(self)
-
-    def _adopt(self, child: Container) -> None:
-        if self._children is None:
-            self._children = {}
-        self._children[id(child)] = weakref.ref(child)
-
     def _unhook(self) -> None:
         for parent in self.parents:
             if parent._children is not None:
                 parent._children.pop(id(self), None)
         if self._graph is not None:
             self._graph.unhook()
-
-    def _reaches(self, other: Container) -> bool:
-        return self is other or any(parent._reaches(other) for parent in self.parents)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from piecework.container.artifact import Made
     from piecework.container.container import Container, Resolution
+    from piecework.container.place import Place
     from piecework.container.registry import Key
     from piecework.container.state import State
 
@@ -185,7 +186,7 @@ class FactoryContext:
             )
         return state
 
-    def _of_run(self, wanted: str) -> Container:
+    def _of_run(self, wanted: str) -> Place:
         container = self._home.of_run()
         if container is None:
             name = self._made.artifact.name
