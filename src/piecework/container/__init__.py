@@ -5,8 +5,8 @@ every closer whatever the others do; a wider scope never holds on to a narrower 
 changed is made anew, and nothing is closed while something alive was made from it.
 Read `scope` (how long things live, pure), `parameters` (what a function wants), `registry` (recipes), `plan` (where a
 key leads), `place` and `container` (the face), `artifact` and `graph` (instances and what they were made from),
-`building` with `quick`, `attempts`, `ends`, `eager` and `factory`, then `closing`; `state` and `reactive` (what services
-follow), `watching`, `streaming`, `bundle`.
+`building` with `quick`, `attempts`, `ends`, `eager` and `factory`, then `closing`; `state` and `reactive` (what
+services follow), `watching`, `streaming`, `bundle`.
 May import `errors`, `config`, `clock` and `telemetry`.
 """
 

@@ -307,12 +307,21 @@ class Container(Place):
     @overload
     def require_now(self, key: str) -> Any: ...
     def require_now(self, key: Key) -> Any:
-        """Gives a service without waiting: one that is built, or whose factory and all it needs are synchronous.
+        """Gives a service without awaiting: one that is built, or whose factory and all it needs are synchronous.
+
+        In a thread other than the event loop's any service can be had: the loop builds it, and the thread waits.
 
         Raises:
             InvalidStateError: It has to be awaited; the message says how.
             NotFoundError: Nobody registered it; the message has the nearest names.
         """
+        plan, owner = self._seek(key, None)
+        if plan.recipe in owner.instances:
+            return owner.instances[plan.recipe]
+        loop = self.loop
+        if loop is not None and asyncio._get_running_loop() is None and loop.is_running():
+            # Everything is built in one thread: two that ask at once share one build there.
+            return asyncio.run_coroutine_threadsafe(self.require(key), loop).result()
         return self.at_once(key, None, in_loop=False)
 
     async def invalidate(self, key: Key, params: Any = None, *, rebuild: bool = False) -> None:
@@ -387,6 +396,7 @@ class Container(Place):
             Exception: Whatever the first failing factory raised.
         """
         self.check_open()
+        self.loop = asyncio.get_running_loop()
         for recipe in self.registry:
             if recipe.scope in {None, self.level}:
                 self._check_needs(recipe)

@@ -157,12 +157,17 @@ def _carrier(loop: asyncio.AbstractEventLoop, coroutine: Any, name: str, context
     carriers = _idle.carriers
     while carriers:
         found = carriers.pop()
-        if found.loop is loop and found.context == context and not found.task.done() and not found.task.cancelling():
+        if found.loop is loop and _same(found.context, context) and not (found.task.done() or found.task.cancelling()):
             found.begun.restart(coroutine)
             found.task.set_name(name)
             return found
     begun = Begun(coroutine, None)
     return _Carrier(asyncio.Task(begun, loop=loop, name=name, context=context), begun, loop, context)
+
+
+def _same(one: contextvars.Context, other: contextvars.Context) -> bool:
+    """Whether two contexts hold the very same objects; that they are equal is not enough for what runs in them."""
+    return len(one) == len(other) and all(other.get(variable, one) is value for variable, value in one.items())
 
 
 def _start_by_hand(

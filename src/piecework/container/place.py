@@ -14,6 +14,7 @@ from piecework.container.scope import Scope
 from piecework.errors import ClosedError, CycleError, DisposedError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable, Iterator
 
     from piecework.clock import Clock
@@ -55,6 +56,7 @@ class Place:
     _owns_plans: bool = False
     _state: State | None = None
     _clock: Clock | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
     _children: dict[int, weakref.ref[Place]] | None = None
 
     def __init__(
@@ -116,6 +118,18 @@ class Place:
         if self._state is None and self.level is Scope.TRANSIENT and self.parents:
             return self.parents[0].state
         return self._state
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that builds services here, or in its first parent; None where none is known."""
+        if self._loop is None and self.parents:
+            return self.parents[0].loop
+        return self._loop
+
+    @loop.setter
+    def loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Sets the event loop that builds services here."""
+        self._loop = loop
 
     @property
     def clock(self) -> Clock:

@@ -17,6 +17,7 @@ from piecework.container.context import FactoryContext
 from piecework.container.factory import call, context_parameter, injected, unyielded
 from piecework.container.registry import Shape
 from piecework.container.scope import Scope, home
+from piecework.errors import CycleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -277,6 +278,8 @@ def _made(recipe: Recipe, fetches: list[tuple[Parameter, Make]]) -> Make:
         if hasattr(made, "__await__") and inspect.isawaitable(made):
             raise WaitsError(recipe, made)
         if keep:
+            if recipe in container.instances:
+                raise asked_for_itself(recipe.name)
             container.instances[recipe] = made
         return made
 
@@ -290,21 +293,18 @@ def _kept(recipe: Recipe, fetches: list[Make], run: Make) -> Make:
         (one,) = fetches
 
         def make(container: Container) -> Any:
-            made = container.instances[recipe] = factory(one(container))
-            return made
+            return container.instances.setdefault(recipe, factory(one(container)))
 
     elif len(fetches) == 2 and _in_order(recipe, 2):
         one, other = fetches
 
         def make(container: Container) -> Any:
-            made = container.instances[recipe] = factory(one(container), other(container))
-            return made
+            return container.instances.setdefault(recipe, factory(one(container), other(container)))
 
     else:
 
         def make(container: Container) -> Any:
-            made = container.instances[recipe] = run(container)
-            return made
+            return container.instances.setdefault(recipe, run(container))
 
     return make
 
@@ -316,6 +316,9 @@ def _yielded(recipe: Recipe, fetches: list[tuple[Parameter, Make]]) -> Make:
     def make(container: Container) -> Any:
         generator = run(container)
         for made in generator:
+            if keep and recipe in container.instances:
+                generator.close()
+                raise asked_for_itself(name)
             container.keep(recipe, generator)
             if keep:
                 container.instances[recipe] = made
@@ -339,6 +342,16 @@ def _called(recipe: Recipe, context: str | None, fetches: list[tuple[Parameter, 
         return call(recipe, {**values, context: FactoryContext(made)})
 
     return run_with_context
+
+
+def asked_for_itself(name: str) -> CycleError:
+    """The refusal of a service that was made while its own factory ran, which asked past its context."""
+    return CycleError(
+        f"services need each other in a circle: {name} -> … -> {name}: its factory asked for what needs it. Let one of "
+        "them ask later, at its first use",
+        path=[name, name],
+        name=name,
+    )
 
 
 def _run(recipe: Recipe, fetches: list[tuple[Parameter, Make]]) -> Make:

@@ -14,7 +14,7 @@ from piecework.container.attempts import Attempts, end_at_once, fail_at_once, go
 from piecework.container.eager import start
 from piecework.container.ends import clean_up_interrupted, end, note, take
 from piecework.container.factory import open_later, open_now, unyielded
-from piecework.container.plan import MISSING, NotNowError, WaitsError
+from piecework.container.plan import MISSING, NotNowError, WaitsError, asked_for_itself
 from piecework.errors import InvalidStateError
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ def open_quickly(home: Container, plan: Plan) -> Any:
         opening.error.add_note(f"while building service {recipe.name!r}")
         raise opening.error
     if task is not None:
+        if recipe in home.instances or _is_built(home, recipe):
+            task.cancel()
+            raise asked_for_itself(recipe.name)
         artifact = home.graph.artifact(recipe)
         build = Build(artifact, None)
         build.made.wired = False
@@ -72,6 +75,11 @@ def open_quickly(home: Container, plan: Plan) -> Any:
         home.quick = False
         opening.build = build
     return opening.instance
+
+
+def _is_built(home: Container, recipe: Recipe) -> bool:
+    artifact = home.graph.artifacts.get(recipe) if home.has_graph else None
+    return artifact is not None and artifact.build is not None
 
 
 async def _open_bare(home: Container, recipe: Recipe, given: Any, opening: _Opening) -> None:
@@ -96,6 +104,11 @@ async def _open_bare(home: Container, recipe: Recipe, given: Any, opening: _Open
         await Attempts(opening.build).after_failure(error)
         return
     build = opening.build
+    if build is None and (recipe in home.instances or _is_built(home, recipe)):
+        opening.error = asked_for_itself(recipe.name)
+        if is_generator:
+            await given.aclose()
+        return
     if build is None:
         opening.instance = home.instances[recipe] = instance
         if is_generator:

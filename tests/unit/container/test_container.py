@@ -709,3 +709,75 @@ async def test_ready_builds_what_is_not_lazy() -> None:
     await c.ready()
     assert c.peek("eager") is not None
     assert c.peek("lazy") is None
+
+
+async def test_threads_share_what_the_loop_builds() -> None:
+    """Threads that ask for a service by `require_now` at once get one instance, asynchronous ones too."""
+    built: list[str] = []
+
+    async def later() -> AsyncIterator[Thing]:
+        built.append("later")
+        await asyncio.sleep(0)
+        yield Thing()
+
+    def slowly() -> Iterator[Thing]:
+        built.append("slowly")
+        yield Thing()
+
+    async with Container() as c:
+        c.register("later", later)
+        c.register("slowly", slowly)
+        await c.ready()
+        asks = [asyncio.to_thread(c.require_now, name) for name in ("later", "slowly") * 4]
+        found = await asyncio.gather(*asks)
+        assert len({id(thing) for thing in found}) == 2
+    assert sorted(built) == ["later", "slowly"]
+
+
+async def test_a_factory_that_needs_itself_past_its_context_is_refused() -> None:
+    """A factory that asks the container for what needs the factory makes no second instance: it is a circle."""
+    async with Container() as c:
+        made: list[int] = []
+
+        async def one() -> Thing:
+            made.append(1)
+            if len(made) == 1:
+                await c.require("other")
+            return Thing()
+
+        async def other() -> Thing:
+            if len(made) < 2:
+                await c.require("one")
+            return Thing()
+
+        c.register("one", one)
+        c.register("other", other)
+        with pytest.raises(CycleError, match="one"):
+            await c.require("one")
+
+
+async def test_what_is_begun_at_once_sees_its_own_variables() -> None:
+    """Two builds begun in one turn of the loop see each its asker's variables, also when these are equal."""
+    var: contextvars.ContextVar[list[int]] = contextvars.ContextVar("var")
+    seen: list[bool] = []
+
+    async def make() -> Thing:
+        mine = var.get()
+        await asyncio.sleep(0)
+        seen.append(var.get() is mine)
+        return Thing()
+
+    async def none() -> None:
+        return None
+
+    async def ask(value: list[int]) -> None:
+        var.set(value)
+        async with Container() as c:
+            c.register("none", none)
+            c.register("thing", make)
+            await c.require("none")
+            await c.require("thing")
+            seen.append(var.get() is value)
+
+    await asyncio.gather(*(asyncio.create_task(ask([])) for _ in range(5)))
+    assert seen == [True] * 10
