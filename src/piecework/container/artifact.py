@@ -157,6 +157,7 @@ class Build:
         made: What the attempt makes.
         waits: The builds that it waits for now.
         task: Where it goes on, when it needs the event loop.
+        runner: The task that runs its factory now, or None.
         error: Why it failed, or None.
         ended: True when it is over, whatever it came to.
         waiters: Who waits for it.
@@ -165,6 +166,7 @@ class Build:
     attempt: int = 1
     began: float | None = None
     task: asyncio.Task[None] | None = None
+    runner: asyncio.Task[Any] | None = None
     error: Exception | None = None
     ended: bool = False
     waits: list[Build] | tuple[Build, ...] = ()

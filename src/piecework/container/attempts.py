@@ -11,7 +11,7 @@ from piecework.container.artifact import Build, Made
 from piecework.container.closing import close_made, note_failures
 from piecework.container.context import FactoryContext
 from piecework.container.eager import start
-from piecework.container.ends import begin_attempt, clean_up_interrupted, end, fail, may_go_on, note, take
+from piecework.container.ends import begin_attempt, clean_up_interrupted, end, fail, may_go_on, note, run_in, take
 from piecework.container.factory import call, open_later, open_now
 from piecework.container.plan import MISSING
 from piecework.errors import TimeoutExceededError, UnstableError
@@ -89,6 +89,7 @@ class Attempts:
 
     async def _guarded(self, steps: Any) -> None:
         build = self._build
+        run_in(build, asyncio.current_task())
         try:
             await steps
         except asyncio.CancelledError:

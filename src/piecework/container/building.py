@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from piecework.container.artifact import Artifact, Build, Made
 from piecework.container.attempts import Attempts, end_at_once, fail_at_once, go_on
 from piecework.container.context import FactoryContext
-from piecework.container.ends import begin_attempt, end, outcome
+from piecework.container.ends import RUNNING, begin_attempt, end, outcome
 from piecework.container.factory import call, open_now
 from piecework.container.plan import MISSING
 from piecework.errors import InvalidStateError
@@ -40,6 +40,10 @@ async def obtain(artifact: Artifact, asker: Made | None = None, *, apart: bool =
         CycleError: It would wait for itself.
         Exception: Whatever its factory raised.
     """
+    if asker is None and RUNNING:
+        # A factory that asks the container itself is known by the task that it runs in.
+        running = RUNNING.get(asyncio.current_task())  # type: ignore[arg-type]  # None is in no dict of tasks
+        asker = None if running is None else running.made
     while True:
         build = artifact.build
         if build is None:

@@ -18,7 +18,12 @@ from piecework.errors import (
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
+    import asyncio
+
     from piecework.container.artifact import Build, Made
+
+RUNNING: Final[dict[asyncio.Task[Any], Build]] = {}
+"""Which build a task runs: a factory may ask the container itself, past its context."""
 
 _HOPELESS: Final = (CycleError, NotFoundError, InvalidScopeError, ClosedError)
 
@@ -56,6 +61,13 @@ def take(build: Build, instance: Any) -> bool:
         )
         watching.tell_watchers(artifact, "rebuilt" if rebuilt else "built")
     return True
+
+
+def run_in(build: Build, task: asyncio.Task[Any] | None) -> None:
+    """Notes which task runs a build, until that ends."""
+    if task is not None:
+        build.runner = task
+        RUNNING[task] = build
 
 
 def outcome(build: Build) -> Made:
@@ -109,6 +121,9 @@ def end(build: Build) -> None:
     if build.ended:
         return
     build.ended = True
+    if build.runner is not None:
+        RUNNING.pop(build.runner, None)
+        build.runner = None
     build.made.build = None
     artifact = build.artifact
     artifact.build = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from piecework.container.artifact import Artifact, Build
 from piecework.container.attempts import Attempts, end_at_once, fail_at_once, go_on
 from piecework.container.eager import start
-from piecework.container.ends import clean_up_interrupted, end, note, take
+from piecework.container.ends import clean_up_interrupted, end, note, run_in, take
 from piecework.container.factory import open_later, open_now, unyielded
 from piecework.container.plan import MISSING, NotNowError, WaitsError, asked_for_itself
 from piecework.errors import InvalidStateError
@@ -70,6 +70,7 @@ def open_quickly(home: Container, plan: Plan) -> Any:
         build = Build(artifact, None)
         build.made.wired = False
         build.task = task
+        run_in(build, task)
         artifact.build = build
         home.graph.builds.add(build)
         home.quick = False
@@ -175,6 +176,7 @@ def _book(build: Build) -> None:
 async def _open(build: Build, given: Any) -> None:
     """Opens what a factory gave; the short form of the attempts for a build that goes well."""
     made = build.made
+    run_in(build, asyncio.current_task())
     try:
         if type(given) is AsyncGeneratorType:
             instance = await given.__anext__()
