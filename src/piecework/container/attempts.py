@@ -14,7 +14,7 @@ from piecework.container.eager import start
 from piecework.container.ends import begin_attempt, clean_up_interrupted, end, fail, may_go_on, note, run_in, take
 from piecework.container.factory import call, open_later, open_now
 from piecework.container.plan import MISSING
-from piecework.errors import TimeoutExceededError, UnstableError
+from piecework.errors import DisposedError, TimeoutExceededError, UnstableError
 
 if TYPE_CHECKING:
     from piecework.container.artifact import Artifact
@@ -39,7 +39,12 @@ def go_on(build: Build, attempts: Any, *, apart: bool) -> None:
 
 def end_at_once(build: Build, instance: Any, *, apart: bool = False) -> None:
     """Ends a build that took no waiting, or goes on when what it was made from is another one by now."""
-    if not take(build, instance):
+    try:
+        taken = take(build, instance)
+    except DisposedError as error:
+        fail_at_once(build, error, apart=apart, in_loop=True)
+        return
+    if not taken:
         go_on(build, Attempts(build).after_discard(), apart=apart)
         return
     end(build)
@@ -95,7 +100,10 @@ class Attempts:
         except asyncio.CancelledError:
             await clean_up_interrupted(build)
             raise
-        except Exception as error:  # noqa: BLE001 - a fault of ours still reaches those who wait
+        except Exception as error:  # noqa: BLE001 - its container was closed meanwhile, or a fault of ours
+            home = build.artifact.home
+            failures = await close_made(build.made, home.close_timeout_seconds)
+            note_failures(error, failures)
             fail(build, error)
         finally:
             end(build)
@@ -142,7 +150,11 @@ class Attempts:
 
     async def _discards_once(self) -> bool:
         build = self._build
-        failures = await close_made(build.made, build.artifact.home.close_timeout_seconds)
+        home = build.artifact.home
+        failures = await close_made(build.made, home.close_timeout_seconds)
+        home.graph.told(failures, build.name)
+        build.made.uses = []
+        home.graph.sweep_with_those_above()
         self._discards += 1
         if self._discards >= DISCARDS_LIMIT:
             error = UnstableError(
@@ -182,8 +194,10 @@ async def _construct(build: Build, opened: Any) -> Any:
     if opened is not MISSING:
         return await open_later(build.made, opened)
     home, recipe, artifact = build.artifact.home, build.recipe, build.artifact
-    if recipe.exclusive and artifact.made is not None:
-        await _close_before(home, artifact)
+    if recipe.exclusive:
+        if artifact.made is not None:
+            await _close_before(home, artifact)
+        await home.graph.let_go_ended()
     wiring = home.plans.wiring(recipe)
     values: dict[str, Any] = {}
     if wiring.context is not None:

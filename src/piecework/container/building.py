@@ -139,7 +139,8 @@ def _at_once(build: Build, context: contextvars.Context | None, given: Any, *, i
     begin_attempt(build)
     if given is not MISSING:
         return False, given
-    if recipe.is_async or (recipe.exclusive and build.artifact.made is not None):
+    graph = build.artifact.home.graph
+    if recipe.is_async or (recipe.exclusive and (build.artifact.made is not None or graph.is_letting_go)):
         return False, MISSING
     values = _values_at_once(build, in_loop=in_loop)
     if values is None:

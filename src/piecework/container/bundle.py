@@ -72,6 +72,8 @@ def _restore(container: Container, entry: dict[str, Any]) -> None:
     if recipe.deserialize is None or recipe.scope is Scope.TRANSIENT:
         raise ValidationError("it has no deserialize, or is transient")
     param = entry.get("param")
+    if param is not None and not isinstance(param, str):
+        raise ValidationError(f"its param is no text: {param!r:.80}")
     if (param is None) is not (recipe.param_key is None):
         raise ValidationError("one of the two has a param, the bundle or the service")
     instance = recipe.deserialize(entry["value"])

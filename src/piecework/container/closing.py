@@ -13,7 +13,7 @@ from piecework.container.eager import PENDING, first_step
 from piecework.errors import ExecutionFailedError, TimeoutExceededError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from piecework.container.artifact import Made
     from piecework.container.registry import Recipe
@@ -77,7 +77,7 @@ async def close_all(closers: Iterator[tuple[str, Any]], limit_seconds: float) ->
                 # Most closers never wait; the time limit is set for those that do.
                 done, rest = first_step(result)
                 if done is PENDING:
-                    await _in_time(name, rest, limit_seconds)
+                    await _as_a_closer(_in_time(name, rest, limit_seconds))
         except BaseException as error:  # noqa: BLE001 - returned: the others have to run first, then all are raised
             failures.append(_told(name, error))
     return failures
@@ -117,6 +117,19 @@ def _told(name: str, error: BaseException) -> BaseException:
     return error
 
 
+_CLOSING: set[asyncio.Task[Any] | None] = set()
+"""The tasks in which a closer waits now."""
+
+
+async def _as_a_closer(closing: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.current_task()
+    _CLOSING.add(task)
+    try:
+        await closing
+    finally:
+        _CLOSING.discard(task)
+
+
 async def _in_time(name: str, rest: Any, limit_seconds: float) -> None:
     try:
         async with asyncio.timeout(limit_seconds) as limit:
@@ -138,6 +151,10 @@ async def outlast(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
         The last such cancellation, for the caller to raise when it is done; None when there was none.
     """
     cancelled: asyncio.CancelledError | None = None
+    if asyncio.current_task() in _CLOSING:
+        # A closer has a time limit of its own, and may be waiting for itself.
+        await asyncio.wait((task,))
+        return None
     while not task.done():
         # As `asyncio.wait` does, for one task.
         ended = asyncio.get_running_loop().create_future()

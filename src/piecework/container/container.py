@@ -86,6 +86,7 @@ class Container(Place):
     _restoring: bool = False
     _scopes: dict[str, Container] | None = None
     _overrides: tuple[tuple[str, Any], ...] = ()
+    _scope_name: str | None = None
 
     # -- recipes -------------------------------------------------------------------------------------------------
 
@@ -149,8 +150,6 @@ class Container(Place):
         )
         before = self.registry.get(recipe.name) if replace else None
         remove = self.registry.add(recipe, replace=replace)
-        if before is not None:
-            self._let_go_of(before)
         if self._graph is not None:
             self.graph.tell(watching.REGISTERED, self.graph.artifact(recipe) if param_key is None else None)
         if not lazy and not self._restoring:
@@ -158,7 +157,11 @@ class Container(Place):
                 self._build_eagerly(recipe)
             except BaseException:
                 remove()
+                if before is not None:
+                    self.registry.add(before)
                 raise
+        if before is not None:
+            self._let_go_of(before)
 
         def unregister() -> None:
             remove()
@@ -188,6 +191,7 @@ class Container(Place):
                 close_timeout_seconds=self.close_timeout_seconds,
                 run_id=self.run_id,
             )
+            found._scope_name = name
         return found
 
     def override(self, key: Key, value: Any) -> Callable[[], None]:
@@ -532,10 +536,7 @@ class Container(Place):
         self._closed = True
         self._plans = None
         self.instances = _NONE
-        key = id(self)
-        for parent in self.parents:
-            if parent._children is not None:
-                parent._children.pop(key, None)
+        self._unhook()
         return True
 
     async def _close(self) -> None:
@@ -576,7 +577,14 @@ class Container(Place):
         if self.opened is None:
             self.opened = Opened()
             self.opened.title = self.name
+            if self.level is Scope.TRANSIENT:
+                self._hook()
         self.opened.append((recipe, generator))
+
+    def note(self) -> None:
+        """Notes all that was made here and below the quick way, with what it was made from."""
+        if self.instances or self.opened is not None or self._graph is not None or self._children:
+            self.graph.note()
 
     @property
     def has_graph(self) -> bool:
@@ -769,5 +777,7 @@ class Container(Place):
         for parent in self.parents:
             if parent._children is not None:
                 parent._children.pop(id(self), None)
+            if self._scope_name is not None and isinstance(parent, Container) and parent._scopes:
+                parent._scopes.pop(self._scope_name, None)
         if self._graph is not None:
             self._graph.unhook()

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     import asyncio
 
     from piecework.container.artifact import Build, Made
+    from piecework.container.container import Container
 
 RUNNING: Final[dict[asyncio.Task[Any], Build]] = {}
 """Which build a task runs: a factory may ask the container itself, past its context."""
 
 _HOPELESS: Final = (CycleError, NotFoundError, InvalidScopeError, ClosedError)
+
+
+def disposed(home: Container, name: str) -> DisposedError:
+    """The refusal of what was built while its container was closed."""
+    text = f"{home.title} was closed while service {name!r} was built: open a new one and ask there"
+    return DisposedError(text, name=name, id=home.id)
 
 
 def begin_attempt(build: Build) -> None:
@@ -41,11 +48,7 @@ def take(build: Build, instance: Any) -> bool:
     artifact, made = build.artifact, build.made
     home = artifact.home
     if home.closed:
-        raise DisposedError(
-            f"{home.title} was closed while service {build.name!r} was built: open a new one and ask there",
-            name=build.name,
-            id=home.id,
-        )
+        raise disposed(home, build.name)
     if (made.uses or made.readings or made.spoiled) and not made.is_transient and not made.settled():
         return False
     rebuilt = artifact.version > 0
@@ -83,11 +86,7 @@ def outcome(build: Build) -> Made:
     if not build.made.order:
         home = build.artifact.home
         if home.closed:
-            raise DisposedError(
-                f"{home.title} was closed while service {build.name!r} was built: open a new one and ask there",
-                name=build.name,
-                id=home.id,
-            )
+            raise disposed(home, build.name)
         raise InvalidStateError(f"the build of service {build.name!r} was cancelled: ask again", name=build.name)
     return build.made
 

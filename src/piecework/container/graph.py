@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from piecework.container import watching
 from piecework.container.artifact import Artifact, Made
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from piecework.container.container import Container
     from piecework.container.registry import Recipe
     from piecework.container.state import State
+
+
+MANY: Final = 256
+"""With more services than this a container looks for what may be closed once a turn of the loop, not at each change."""
 
 
 class Stack(dict[Made, None]):
@@ -68,6 +72,8 @@ class Graph:
         "__weakref__",
         "_followed",
         "_going",
+        "_held",
+        "_later",
         "_letting_go",
         "_sweeping",
         "artifacts",
@@ -97,6 +103,8 @@ class Graph:
         self._going: set[asyncio.Task[None]] = set()
         self._letting_go: set[asyncio.Task[None]] = set()
         self._sweeping = False
+        self._held = 0
+        self._later = False
 
     # -- what there is -------------------------------------------------------------------------------------------
 
@@ -170,20 +178,30 @@ class Graph:
         family = self.families.setdefault(recipe, {})
         artifact = family.pop(param, None) or Artifact(recipe, self.home, param, params)
         family[param] = artifact
-        surplus = len(family) - recipe.param_limit
+        self._trim(artifact)
+        return artifact
+
+    def _trim(self, kept: Artifact) -> None:
+        """Lets go of the members of a family that are too many, and that nobody builds now."""
+        family = self.families.get(kept.recipe, {})
+        surplus = len(family) - kept.recipe.param_limit
         for idle in [other for other in family.values() if other.build is None][: max(surplus, 0)]:
-            if idle is not artifact:
+            if idle is not kept:
                 del family[idle.param or ""]
                 if idle.made is not None:
                     self._replace(idle)
-        return artifact
+
+    def note(self) -> None:
+        """Notes what was made the quick way here and below."""
+        for _ in self._and_below():
+            pass
 
     def _and_below(self) -> Iterator[Graph]:
         """The graphs of this container and of all live ones below it, with everything in them noted."""
         self.promote()
         yield self
         for child in self.home.children():
-            if child.instances or child.has_graph:
+            if child.instances or child.has_graph or child.opened is not None:
                 yield from child.graph._and_below()  # noqa: SLF001 - another of its own kind
 
     def _alive(self) -> set[Made]:
@@ -228,6 +246,8 @@ class Graph:
             return
         if artifact.param is None:
             self.home.instances[artifact.recipe] = instance
+        else:
+            self._trim(artifact)
         if made.readings and self._followed is None and self.home.state is not None:
             self._followed = _follow(self.home.state, self)
         if made.stream is not None:
@@ -295,9 +315,7 @@ class Graph:
             artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
             watching.tell_watchers(artifact, "invalidated")
         if rebuild:
-            for artifact in reversed(changed):
-                if artifact.wanted and not artifact.home.closed:
-                    artifact.home.graph.rebuild(artifact)
+            _rebuild_wanted(changed[::-1])
 
     def rebuild(self, artifact: Artifact) -> None:
         """Builds a service anew without anybody waiting; a failure is told by a signal, and raised by `ready`."""
@@ -337,20 +355,78 @@ class Graph:
 
     def sweep(self) -> None:
         """Closes the instances that were replaced and that nothing alive was made from."""
-        if self.retired and not self._sweeping and not self.home.closed and asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented; the public one raises
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - documented; the public one raises
+        if not self.retired or self._held or self._later or self.home.closed or loop is None:
+            return
+        if len(self.artifacts) > MANY:
+            # To look through so many for each of them would take the square of their number.
+            self._later = True
+            loop.call_soon(self._sweep_soon)
+        else:
+            self._begin_sweep()
+
+    def _sweep_soon(self) -> None:
+        self._later = False
+        self._begin_sweep()
+
+    def _begin_sweep(self) -> None:
+        if self.retired and not self._sweeping and not self.home.closed:
             self._sweeping = True
             self._start(self._sweep(), f"close what was replaced in {self.home.name}", self._letting_go)
 
+    def sweep_with_those_above(self) -> None:
+        """Looks, here and in the containers above, for what may be closed now."""
+        self.sweep()
+        for parent in self.home.parents:
+            if parent.has_graph and not parent.closed:
+                parent.graph.sweep_with_those_above()
+
+    def hold(self) -> None:
+        """Puts off looking for what may be closed, until `unhold`."""
+        self._held += 1
+
+    def unhold(self) -> None:
+        """Looks for what may be closed, as often as it was put off."""
+        self._held -= 1
+        self.sweep()
+
+    async def let_go_ended(self) -> None:
+        """Waits until what is being closed by itself, or by others, is closed."""
+        while tasks := self._letting_go - {asyncio.current_task()}:
+            await asyncio.wait(tasks)
+
+    @property
+    def is_letting_go(self) -> bool:
+        """Whether something is being closed while the container is open."""
+        return bool(self._letting_go)
+
     async def _sweep(self) -> None:
         try:
-            while (made := self._releasable()) is not None:
-                await self._release(made)
+            while mades := self._releasable():
+                for made in mades:
+                    await self._release(made)
         finally:
             self._sweeping = False
 
-    def _releasable(self) -> Made | None:
-        waiting = sorted(self.retired, key=lambda made: -made.order)
-        return next((made for made in waiting if not self._standing_on({made})), None)
+    def _releasable(self) -> list[Made]:
+        """The replaced instances that nothing alive, and nothing that is being made, was made from; in their order."""
+        needed: set[Made] = set()
+        going = [
+            made
+            for graph in self._and_below()
+            for made in (
+                *(artifact.made for artifact in graph if artifact.made is not None),
+                *(made for made in graph.stack if made not in self.retired),
+                *(made for made in graph.retired if graph is not self),
+                *(build.made for build in graph.builds),
+            )
+        ]
+        while going:
+            for used in going.pop().uses:
+                if used not in needed:
+                    needed.add(used)
+                    going.append(used)
+        return in_order(made for made in self.retired if made not in needed)
 
     async def _release(self, made: Made) -> None:
         self.retired.pop(made, None)
@@ -402,7 +478,12 @@ class Graph:
 
     async def quiet(self) -> None:
         """Waits until what is rebuilt and closed by itself has ended."""
-        while tasks := {*self._going, *self._letting_go} - {asyncio.current_task()}:
+        while True:
+            if self._later:
+                self._sweep_soon()
+            tasks = {*self._going, *self._letting_go} - {asyncio.current_task()}
+            if not tasks:
+                return
             await asyncio.wait(tasks)
 
     def _start(
@@ -537,6 +618,20 @@ def in_order(mades: Iterable[Made]) -> list[Made]:
     for made in wanted:
         visit(made)
     return found[::-1]
+
+
+def _rebuild_wanted(artifacts: list[Artifact]) -> None:
+    """Rebuilds what somebody counts on; what is replaced by it is looked through once, at the end."""
+    wanted = [artifact for artifact in artifacts if artifact.wanted and not artifact.home.closed]
+    graphs = {artifact.home.graph for artifact in wanted}
+    for graph in graphs:
+        graph.hold()
+    try:
+        for artifact in wanted:
+            artifact.home.graph.rebuild(artifact)
+    finally:
+        for graph in graphs:
+            graph.unhold()
 
 
 def _outdate(artifact: Artifact) -> None:

@@ -237,6 +237,7 @@ class Place:
         if not self._owns_plans or self._plans is None:
             above = tuple(parent._own_plans() for parent in self.parents)
             self._plans = Plans(self.level, self._registry, above)
+            self._plans.owner = weakref.ref(self)
             self._owns_plans = True
         return self._plans
 

@@ -9,6 +9,7 @@ everything else goes by `building`.
 from __future__ import annotations
 
 import inspect
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
@@ -102,6 +103,7 @@ class Plans(dict["Key", Plan]):
         "_here",
         "_wirings",
         "level",
+        "owner",
         "parents",
         "registry",
     )
@@ -111,6 +113,7 @@ class Plans(dict["Key", Plan]):
         self.level = level
         self.registry = registry
         self.parents = parents
+        self.owner: weakref.ref[Any] | None = None
         self._below: dict[Scope, Plans] = {}
         self._dependents: WeakSet[Plans] = WeakSet()
         self._wirings: dict[Recipe, Wiring] = {}
@@ -134,6 +137,12 @@ class Plans(dict["Key", Plan]):
         if found is None:
             found = self._below[level] = Plans(level, None, (self,))
         return found
+
+    def note(self) -> None:
+        """Has everything noted that was made by what stands here, before that changes."""
+        owner = None if self.owner is None else self.owner()
+        if owner is not None and not owner.closed:
+            owner.note()
 
     def hang_on(self, parent: Plans) -> None:
         """Looks in another parent too, after the ones there are."""
@@ -213,7 +222,7 @@ class Plans(dict["Key", Plan]):
 
     def _quick(self, recipe: Recipe) -> Plan:
         transient = recipe.scope is Scope.TRANSIENT
-        if recipe.retries or recipe.param_key or recipe in self._awaited:
+        if recipe.retries or recipe.param_key or recipe.exclusive or recipe in self._awaited:
             return Plan(recipe, ())
         wiring = self.wiring(recipe)
         fetches = []

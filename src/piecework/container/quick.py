@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from piecework.container.artifact import Artifact, Build
 from piecework.container.attempts import Attempts, end_at_once, fail_at_once, go_on
 from piecework.container.eager import start
-from piecework.container.ends import clean_up_interrupted, end, note, run_in, take
+from piecework.container.ends import clean_up_interrupted, disposed, end, note, run_in, take
 from piecework.container.factory import open_later, open_now, unyielded
 from piecework.container.plan import MISSING, NotNowError, WaitsError, asked_for_itself
 from piecework.errors import InvalidStateError
@@ -105,6 +105,11 @@ async def _open_bare(home: Container, recipe: Recipe, given: Any, opening: _Open
         await Attempts(opening.build).after_failure(error)
         return
     build = opening.build
+    if build is None and home.closed:
+        opening.error = disposed(home, recipe.name)
+        if is_generator:
+            await given.aclose()
+        return
     if build is None and (recipe in home.instances or _is_built(home, recipe)):
         opening.error = asked_for_itself(recipe.name)
         if is_generator:

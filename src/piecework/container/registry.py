@@ -246,7 +246,10 @@ class Registry:
         self._set(name, recipe)
 
         def remove() -> None:
-            if self._by_name.get(name) is recipe:
+            stack = self._shadows.get(name)
+            if stack is not None and recipe in stack:
+                stack[stack.index(recipe)] = None  # what shadows it has nothing to give way to
+            elif self._by_name.get(name) is recipe:
                 self._set(name, None)
 
         return remove
@@ -273,6 +276,8 @@ class Registry:
         return remove
 
     def _set(self, name: str, recipe: Recipe | None) -> None:
+        for plans in tuple(self.plans):
+            plans.note()
         if recipe is None:
             del self._by_name[name]
         else:

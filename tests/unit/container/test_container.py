@@ -781,3 +781,92 @@ async def test_what_is_begun_at_once_sees_its_own_variables() -> None:
 
     await asyncio.gather(*(asyncio.create_task(ask([])) for _ in range(5)))
     assert seen == [True] * 10
+
+
+async def test_what_was_made_before_the_recipes_changed_knows_what_it_was_made_from() -> None:
+    """A service that was made before a recipe went is closed before what it was made from, also then."""
+    log: list[str] = []
+
+    def dep() -> Iterator[Thing]:
+        yield Thing()
+        log.append("dep")
+
+    def top(dep: Thing) -> Iterator[Thing]:
+        yield Thing()
+        log.append("top")
+
+    async with Container() as c:
+        unregister = c.register("dep", dep)
+        c.register("top", top)
+        assert c.has("top")
+        await c.require("top")
+        unregister()
+        await c.ready()
+        assert log == []
+    assert log == ["top", "dep"]
+
+
+async def test_what_a_fork_made_is_closed_before_what_it_was_made_from() -> None:
+    """A transient service of a fork is closed with the run's service that it was made from, and first."""
+    log: list[str] = []
+
+    def tx(db: Thing) -> Iterator[Thing]:
+        yield Thing()
+        log.append("tx")
+
+    run = Container("run", level=Scope.RUN)
+    run.register("db", lambda ctx: ctx.on_cleanup(lambda: log.append("db")))
+    run.register("tx", tx, scope="transient")
+    async with run, Container("fork", level=Scope.TRANSIENT, parents=[run]) as fork:
+        await fork.require("db")
+        assert fork.has("tx")
+        await fork.require("tx")
+        await run.invalidate("db")
+        assert log == ["tx", "db"]
+
+
+async def test_an_exclusive_service_is_never_there_twice() -> None:
+    """Who asks for an exclusive service while the old one is being closed waits until it is."""
+    alive: list[int] = []
+    gate = asyncio.Event()
+
+    async def port() -> AsyncIterator[int]:
+        alive.append(1)
+        assert len(alive) == 1
+        yield 1
+        await gate.wait()
+        alive.pop()
+
+    async with Container() as c:
+        c.register("port", port, exclusive=True)
+        await c.require("port")
+        closing = asyncio.create_task(c.invalidate("port"))
+        asking = asyncio.create_task(c.require("port"))
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(closing, asking)
+
+
+async def test_scopes_that_were_closed_are_forgotten() -> None:
+    """A container keeps no named scope that is closed."""
+    async with Container() as c:
+        first = c.scope("one")
+        await first.dispose()
+        assert first not in (c._scopes or {}).values()
+        assert c.scope("one") is not first
+
+
+async def test_a_closer_that_closes_the_container_above_does_not_hang() -> None:
+    """A closer that waits for the container which waits for it is cut off at its limit, and the rest goes on."""
+    c = Container(close_timeout_seconds=0.05)
+
+    async def closes() -> AsyncIterator[Thing]:
+        yield Thing()
+        await asyncio.sleep(0)
+        await c.dispose()
+
+    scope = c.scope("below")
+    scope.register("thing", closes)
+    await scope.require("thing")
+    with pytest.raises(ExceptionGroup):
+        await c.dispose()
