@@ -36,7 +36,7 @@ from piecework.process.address import Address, address_of
 from piecework.run.admission import check_mode
 from piecework.run.intake import Receipt
 from piecework.services.database import Database
-from piecework.services.rows import WorkspaceDatabase
+from piecework.services.tables import WorkspaceDatabase
 from piecework.space.piece import PieceDefinition
 from piecework.store.items import DispatchResult
 from piecework.store.opening import store_for
@@ -87,8 +87,8 @@ class App:
     Args:
         name: For people.
         store: `sqlite:///FILE`; `default_store()` when omitted. Withheld from worker processes.
-        database: The application's own data, what `ws.database` opens: `sqlite:///FILE`; PIECEWORK_DATABASE when
-            omitted.
+        database: The application's own data, what `ws.database` opens: `sqlite:///FILE` or `postgresql://…`;
+            PIECEWORK_DATABASE when omitted.
         mail: `smtp://…`, `console:` or `outbox:`; PIECEWORK_MAIL when omitted, else `outbox:`.
         services: One instance of each per process.
         modules: Whose imports declare more by this app's decorators ("newsroom.services"): imported whenever the app
@@ -811,7 +811,9 @@ def _ended_on(runtime: Runtime) -> Callable[[str], Awaitable[Any]]:
 
 def _workspace_database(ctx: Any, application_database: Database) -> WorkspaceDatabase:
     ws: Workspace = ctx.workspace
-    return WorkspaceDatabase(application_database, closed=lambda: ws.closed, workspace_id=ws.id)
+    database = WorkspaceDatabase(application_database, closed=lambda: ws.closed, workspace_id=ws.root.id)
+    ctx.on_cleanup(database.close)
+    return database
 
 
 def _check_update(integration: str, fn: Any) -> None:

@@ -188,6 +188,14 @@ class ClosedError(PieceworkError):
     cure = "open a new one"
 
 
+class CrossWorkspaceError(PieceworkError):
+    """What belongs to one workspace was used for input or output inside another."""
+
+    code = "CROSS_WORKSPACE"
+    cause = "a row, a query or a service of one workspace was used inside a function that has another"
+    cure = "ask the function's own `ws` for it; hand over plain values such as ids"
+
+
 class DisposedError(ClosedError):
     """What a service lives in was closed while, or before, it was asked for."""
 
@@ -317,6 +325,30 @@ class DatabaseError(PieceworkError):
     code = "DATABASE_ERROR"
     cause = "the application's database could not do it; nothing of the statement was written"
     cure = "the message has table and kind of statement"
+
+
+class PoolExhaustedError(DatabaseError, TimeoutError):
+    """No connection came free: all are held by transactions, perhaps by those that wait for one themselves."""
+
+    code = "POOL_EXHAUSTED"
+    cause = "every connection is held, by transactions that wait for each other or for too long"
+    cure = "open no workspace that uses the database inside a transaction, or raise `database_pool_size`"
+
+
+class TransactionClosedError(ClosedError):
+    """A transaction was used after its end: by a task that outlived it, or after it was rolled back underneath."""
+
+    code = "TRANSACTION_CLOSED"
+    cause = "a task outlived the transaction that it was started in, or the transaction was undone"
+    cure = "await the task inside the transaction, or start it with spawn_in_new_workspace"
+
+
+class DeadlockError(PieceworkError):
+    """Going on would wait for ever: what is waited for is held by whoever waits."""
+
+    code = "DEADLOCK"
+    cause = "a lock or a transaction was awaited by whoever holds it, from another workspace or in a circle"
+    cure = "the message names both holders: let the outer one go first, or do the inner work without it"
 
 
 class DeliveryUnknownError(PieceworkError):

@@ -93,3 +93,38 @@ async def mail_server() -> AsyncIterator[MailServer]:
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture
+def database_url(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """The URL of an application's database of the test's own, on either engine."""
+    return f"sqlite:///{tmp_path / 'app.db'}" if engine == "sqlite" else str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+async def users_app(engine: str, database_url: str, tmp_path: Path) -> AsyncIterator[App]:
+    """An open app with a database of users and their subscriptions, of three connections."""
+    app = App(
+        "users",
+        store=f"sqlite:///{tmp_path / 'users-state.db'}",
+        database=database_url,
+        settings=Settings(database_pool_size=3),
+    )
+    key = "integer primary key" if engine == "sqlite" else "serial primary key"
+    async with app:
+        async with app.workspace() as ws:
+            await ws.database.run(
+                f"create table users (id {key}, name text not null, email text unique, role text, age integer)"
+            )
+            await ws.database.run(
+                f"create table subscriptions (id {key}, user_id integer not null references users (id), tier text,"
+                " ended boolean)"
+            )
+        yield app
+
+
+@pytest.fixture
+async def db(users_app: App) -> AsyncIterator[Any]:
+    """The database of an open workspace of that app."""
+    async with users_app.workspace() as ws:
+        yield ws.database

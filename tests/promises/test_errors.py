@@ -20,8 +20,10 @@ from piecework.errors import (
     ClosedError,
     ConflictError,
     CrashedError,
+    CrossWorkspaceError,
     CycleError,
     DatabaseError,
+    DeadlockError,
     DeliveryUnknownError,
     DisposedError,
     DuplicateKeyError,
@@ -34,6 +36,7 @@ from piecework.errors import (
     NoNodeError,
     NotFoundError,
     PieceworkError,
+    PoolExhaustedError,
     ProtocolError,
     RemoteError,
     SchemaVersionError,
@@ -45,6 +48,7 @@ from piecework.errors import (
     StoreLockedError,
     StoreUnavailableError,
     TimeoutExceededError,
+    TransactionClosedError,
     UnstableError,
     ValidationError,
 )
@@ -419,6 +423,62 @@ async def test_database(make_app, tmp_path):
     async with make_app(database=f"sqlite:///{path}") as app, app.workspace() as ws:
         with told(DatabaseError, "does its folder exist, and may this process write there?", str(path)):
             await ws.database.users.count()
+
+
+@of(PoolExhaustedError)
+async def test_pool_exhausted(make_app, database):
+    """A child that asks the database inside the transaction that has the only connection: the chain, and what to do."""
+
+    async def child(ws):
+        await ws.database.run("select 1")
+
+    one = Settings(database_pool_size=1)
+    async with make_app(database=database, settings=one) as app, app.workspace() as ws, ws.database.transaction():
+        with told(PoolExhaustedError, "or raise database_pool_size", f"transaction of workspace {ws.id}", size=1):
+            await ws.run_in_new_workspace(child)
+
+
+@of(TransactionClosedError)
+async def test_transaction_closed(users_app):
+    """A task that goes on after the transaction that it was started in: whose it was, and what to do."""
+    async with users_app.workspace() as ws:
+        ended = asyncio.Event()
+
+        async def late():
+            await ended.wait()
+            await ws.database.users.count()
+
+        async with ws.database.transaction():
+            task = asyncio.create_task(late())
+        ended.set()
+        with told(TransactionClosedError, "or has to be awaited inside", workspace_id=ws.id):
+            await task
+
+
+@of(DeadlockError)
+async def test_deadlock(users_app):
+    """A child that wants the lock which its awaiting caller holds: both, and what to do."""
+
+    async def child(ws):
+        async with ws.database.lock("digest"):
+            raise AssertionError
+
+    async with users_app.workspace() as ws, ws.database.lock("digest"):
+        with told(DeadlockError, "or spawn the child instead of awaiting it", ws.id, lock="digest"):
+            await ws.run_in_new_workspace(child)
+
+
+@of(CrossWorkspaceError)
+async def test_cross_workspace(users_app):
+    """A row that is changed in another workspace than it was read in: both, and what to do."""
+    async with users_app.workspace() as ws:
+        row = await ws.database.users.insert(name="Ada")
+
+        async def child():
+            await row.update(name="Eve")
+
+        with told(CrossWorkspaceError, "pass its id as an argument, and read it anew there", workspace_id=ws.id):
+            await ws.run_in_new_workspace(child)
 
 
 @of(MailRefused)

@@ -1,26 +1,30 @@
 """The application's own database: one `Database` per process, shared by every workspace in it.
 
-What users see is `rows.WorkspaceDatabase`; here are the pool, the tables and the words for what goes wrong.
+What users see is `tables.WorkspaceDatabase`; here are the pool, the tables and the words for what goes wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from piecework.errors import DatabaseError, DuplicateKeyError, NotFoundError, PieceworkError, ValidationError
-from piecework.services.pool import Connection, Pool
+from piecework.errors import DatabaseError, DuplicateKeyError, PieceworkError, ValidationError
+from piecework.services.lockfiles import LockFiles
+from piecework.services.locks import Locks
+from piecework.services.pool import Pool, PoolStatus
+from piecework.services.relations import Schema
+from piecework.services.sqlite import SqliteBackend
+from piecework.services.writing import Writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Sequence
 
     import sqlalchemy as sa
 
-    from piecework.services.pool import Answer
-    from piecework.services.schema import Schema
+    from piecework.services.pool import Lease
+    from piecework.services.session import Answer, Backend, Session
 
-T = TypeVar("T")
 _PREFIX = "sqlite:///"
 
 
@@ -28,129 +32,175 @@ class Database:
     """The application's database: opened on first use, closed with the app. A statement leases a connection.
 
     Args:
-        url: `sqlite:///` and the path of a file, relative to the working folder or absolute.
+        url: `sqlite:///` and the path of a file, relative to the working folder or absolute; or
+            `postgresql://[user[:password]@]host[:port]/database`.
         pool_size: The most connections at once; further statements wait their turn.
+        wait_seconds: How long they wait.
+
+    Attributes:
+        pool: The connections.
+        locks: What `ws.database.lock` takes.
+        writing: Whose turn it is to write, where only one can.
 
     Raises:
         ValidationError: The URL is of another kind, or the pool has no place.
+        MissingExtraError: It is of PostgreSQL, and asyncpg is not installed.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, wait_seconds: float = 30) -> None:
         if pool_size < 1:
             raise ValidationError(f"a pool of {pool_size} connections can do nothing: give at least 1")
-        self.path = _path_of(url)
-        self._pool = Pool(self.path, size=pool_size)
-        self._schema: Schema = {}
+        self._backend = _backend_of(url)
+        self.pool = Pool(self._backend, size=pool_size, wait_seconds=wait_seconds)
+        self.locks = Locks(_external(self._backend))
+        self.writing = Writing() if self._backend.one_writer else None
+        self._declared: dict[str, sa.Table] = {}
+        self._schema: Schema | None = None
         self._reflecting = asyncio.Lock()
-        self._opened = False
+
+    @property
+    def url(self) -> str:
+        """Where it is, without secrets."""
+        return self._backend.url
+
+    @property
+    def dialect(self) -> str:
+        """Which engine it is of: `sqlite` or `postgresql`."""
+        return self._backend.dialect
 
     @property
     def leased(self) -> int:
         """How many connections are in use now."""
-        return self._pool.leased
+        return self.pool.status.leased
 
-    async def open(self) -> None:
-        """Opens a first connection, which imports SQLAlchemy off the loop; whoever builds a statement awaits this.
+    @property
+    def status(self) -> PoolStatus:
+        """What the pool is doing now."""
+        return self.pool.status
 
-        Raises:
-            DatabaseError: The file cannot be opened.
-            ClosedError: The database was closed.
-        """
-        if not self._opened:
-            await self._run(lambda connection: connection.call(_nothing), "open the database", "")
-            self._opened = True
-
-    async def execute(self, statement: sa.Executable, *, verb: str, table: str = "") -> Answer:
+    async def execute(
+        self,
+        statement: sa.Executable,
+        params: dict[str, Any] | None = None,
+        *,
+        verb: str,
+        table: str = "",
+        holder: str = "a statement",
+        held: Sequence[Lease] = (),
+    ) -> Answer:
         """Runs one statement and commits it.
 
         Args:
             statement: What SQLAlchemy compiles.
+            params: Its parameters.
             verb: What it does, for errors ("insert").
             table: The table it is about, for errors.
+            holder: Who does it, for errors.
+            held: The leases that the caller has already.
 
         Raises:
             DuplicateKeyError: A unique key is taken.
             ValidationError: A value or a constraint does not hold; nothing was written.
+            PoolExhaustedError: No connection came free.
             DatabaseError: The database cannot do it now: locked, full, damaged, or no such file.
             ClosedError: The database was closed.
         """
-        return await self._run(lambda connection: connection.execute(statement), verb, table)
+        try:
+            return await self.pool.run(lambda session: session.execute(statement, params), holder=holder, held=held)
+        except Exception as error:  # noqa: BLE001 - explain() raises it again, in our words
+            self.explain(error, verb, table)
 
-    async def table(self, name: str, columns: Iterable[str] = ()) -> sa.Table:
-        """Finds a table as it is now; one that is unknown may have been created since, so it is looked for anew.
+    async def schema(self, *, than: Schema | None = None, session: Session | None = None) -> Schema:
+        """The tables as they are.
 
         Args:
-            name: Of the table.
-            columns: Names that it should have; a missing one makes it read the tables again, no more.
+            than: What was seen to lack something: they are read again, unless somebody else did meanwhile.
+            session: What to read them by; None means any.
 
         Raises:
-            NotFoundError: There is no such table; the message has the nearest names.
+            DatabaseError: The database cannot be opened or read.
+            ClosedError: The database was closed.
         """
-        if not self._knows(name, columns):
-            await self._reflect(name, columns)
-        table = self._schema.get(name)
-        if table is None:
-            raise NotFoundError.among("table", name, self._schema)
-        return table
+        if self._schema is not None and self._schema is not than:
+            return self._schema
+        async with self._reflecting:
+            if self._schema is None or self._schema is than:
+                self._schema = await self._read(session)
+        return self._schema
+
+    def declare(self, tables: Sequence[sa.Table]) -> None:
+        """Makes tables known as they are declared; their types win over those that are read."""
+        from piecework.services import schema
+
+        for table in tables:
+            self._declared[table.name] = schema.mirror(table)
+        self.forget_tables()
+
+    def declares(self, name: str) -> bool:
+        """Whether a table of that name was declared."""
+        return name in self._declared
 
     def forget_tables(self) -> None:
         """Has the tables read again at their next use: their definition may have changed."""
-        self._schema = {}
+        self._schema = None
 
     async def close(self) -> None:
         """Waits for the statements under way, then closes every connection; closing again does nothing."""
-        await self._pool.close()
+        await self.locks.close()
+        await self.pool.close()
 
-    def _knows(self, name: str, columns: Iterable[str]) -> bool:
-        table = self._schema.get(name)
-        return table is not None and all(column in table.c for column in columns)
+    def explain(self, error: Exception, verb: str, table: str) -> NoReturn:
+        """Raises what an error of the driver means; what is ours already is raised as it is.
 
-    async def _reflect(self, name: str, columns: Iterable[str]) -> None:
-        seen = self._schema
-        async with self._reflecting:
-            # Whoever waited here while somebody else read the tables may find what it looks for.
-            if self._schema is seen or not self._knows(name, columns):
-                self._schema = await self._run(Connection.reflect, "read the tables", "")
+        Raises:
+            PieceworkError: Of the kind that it is.
+        """
+        cause: Any = getattr(error, "orig", None) or error
+        if isinstance(cause, PieceworkError):
+            raise cause
+        kind, advice = self._backend.kind_of(cause)
+        what = f"{verb} {table}".strip()
+        said = f"{what}: {' '.join(str(cause).split(' (Background', 1)[0].split())}".rstrip(
+            "."
+        )  # SQLAlchemy adds a link of its own
+        data = {"verb": verb, "table": table}
+        if kind == "duplicate":
+            raise DuplicateKeyError(
+                f"{said}. Use insert_missing() to leave the row that is there alone", **data
+            ) from error
+        if kind == "invalid":
+            raise ValidationError(f"{said}. Nothing was written", **data) from error
+        raise DatabaseError(f"{said}: {advice} (database {self.url})", **data) from error
 
-    async def _run(self, start: Callable[[Connection], asyncio.Future[T]], verb: str, table: str) -> T:
+    async def _read(self, session: Session | None) -> Schema:
+        read: Callable[[Session], Awaitable[list[sa.Table]]] = lambda session: session.reflect()  # noqa: E731 - typed
         try:
-            return await self._pool.run(start)
-        except (PieceworkError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            raise _explain(error, f"{verb} {table}".strip(), self.path, verb=verb, table=table) from error
+            tables = await (
+                self.pool.run(read, holder="the reading of the tables") if session is None else read(session)
+            )
+        except Exception as error:  # noqa: BLE001 - explain() raises it again, in our words
+            self.explain(error, "read the tables", "")
+        return Schema({**{table.name: table for table in tables}, **self._declared})
 
 
-def _nothing() -> None:
-    """What a first lease has to do: to have been made is enough."""
+def _backend_of(url: str) -> Backend:
+    if url.startswith(("postgresql:", "postgres:")):
+        from piecework.services.postgres import PostgresBackend
 
-
-def _path_of(url: str) -> Path:
+        return PostgresBackend(url)
     name = url.removeprefix(_PREFIX)
     if not url.startswith(_PREFIX) or name in {"", ":memory:"} or "?" in name:
         kind = url.split(":", 1)[0]
         raise ValidationError(
-            f"the database URL ({kind}:…) has to be {_PREFIX}PATH with the path of a file, and nothing after it: "
-            "a database in memory would be another one for each connection"
+            f"the database URL ({kind}:…) has to be {_PREFIX}PATH with the path of a file and nothing after it, or "
+            "postgresql://…: a database in memory would be another one for each connection"
         )
-    return Path(name).absolute()
+    return SqliteBackend(Path(name).absolute())
 
 
-def _explain(error: Exception, what: str, path: Path, **data: Any) -> PieceworkError:
-    cause = getattr(error, "orig", None) or error
-    if isinstance(cause, PieceworkError):
-        return cause
-    name = getattr(cause, "sqlite_errorname", "")
-    said = f"{what}: {str(cause).split(' (Background', 1)[0]}".rstrip(".")  # SQLAlchemy adds a link of its own
-    if name in {"SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_ROWID"}:
-        return DuplicateKeyError(f"{said}. Use insert_missing() to leave the row that is there alone", **data)
-    if not name or name.startswith(("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")):
-        # No name: the statement never reached SQLite, because a value or a parameter did not fit.
-        return ValidationError(f"{said}. Nothing was written", **data)
-    if name.startswith("SQLITE_BUSY"):
-        advice = "another writer holds it for longer than a statement waits; keep transactions short"
-    elif name == "SQLITE_CANTOPEN":
-        advice = "does its folder exist, and may this process write there?"
-    else:
-        advice = "nothing of the statement was written"
-    return DatabaseError(f"{said}: {advice} (database {path})", **data)
+def _external(backend: Backend) -> Any:
+    if isinstance(backend, SqliteBackend):
+        return LockFiles(backend.path)
+    from piecework.services.advisory import AdvisoryLocks
+
+    return AdvisoryLocks(backend)

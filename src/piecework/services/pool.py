@@ -1,175 +1,138 @@
-"""Connections to a SQLite file, each with a thread of its own, and the pool that lends them for one statement.
+"""The pool that lends connections to the application's database: for a statement, or for a transaction.
 
-A daemon thread per connection is a faster hop than an executor, and a statement that hangs can hold up neither the
-loop nor the interpreter's exit. A lease ends when its statement ends, not when the caller stops waiting: a cancelled
-caller interrupts the statement and waits for the thread's answer, so that nothing is written after it has gone.
+A lease ends when its work has ended, not when the caller stops waiting. Who waits for a connection while it holds one,
+as a transaction does whose body opens a workspace that asks the database, may wait for ever: when all connections are
+held by such, the last to come is refused at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
-from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
-from piecework.errors import ClosedError, InvalidStateError
+from piecework.errors import ClosedError, PoolExhaustedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Sequence
 
-    import sqlalchemy as sa
-
-    from piecework.services.schema import Schema
+    from piecework.services.session import Backend, Session
 
 T = TypeVar("T")
 
-INTERRUPT_AGAIN_SECONDS = 0.05
-"""An interrupt that comes before its statement has begun is lost, so it is repeated."""
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """A connection that somebody has.
+
+    Attributes:
+        session: The connection; nobody else uses it.
+        holder: Who has it, in words for errors.
+        task: The task that took it.
+        blocked: How many times its own task waits for another connection.
+    """
+
+    session: Session
+    holder: str
+    task: asyncio.Task[object] | None = field(default_factory=asyncio.current_task)
+    blocked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a statement brought.
+class PoolStatus:
+    """What a pool is doing.
 
     Attributes:
-        columns: Names of the columns, in order; empty for a statement without rows.
-        rows: The values of each row.
-        count: How many rows were changed; -1 where the engine does not tell.
+        size: The most connections there ever are.
+        leased: How many are in use.
+        idle: How many are open and free.
+        waiting: How many callers wait for one.
+        leases: How many times one was lent since the pool was made.
     """
 
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    count: int
-
-
-class Connection:
-    """One connection in a thread of its own; runs one statement at a time, each its own transaction.
-
-    Args:
-        connect: Opens it; called in the thread.
-    """
-
-    def __init__(self, connect: Callable[[], sa.Connection]) -> None:
-        self._connect = connect
-        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._connection: sa.Connection | None = None
-        self._raw: Any = None
-        self._thread = threading.Thread(target=self._serve, name="piecework-database", daemon=True)
-        self._thread.start()
-
-    async def open(self) -> None:
-        """Opens the file, which is made when it is not there.
-
-        Raises:
-            sqlalchemy.exc.OperationalError: The file cannot be opened.
-        """
-        await self.call(self._open)
-
-    def execute(self, statement: sa.Executable) -> asyncio.Future[Answer]:
-        """Starts a statement and commits it; the future brings its rows."""
-        return self.call(lambda: _execute(self._opened, self._raw, statement))
-
-    def reflect(self) -> asyncio.Future[Schema]:
-        """Starts to read which tables there are."""
-        return self.call(lambda: _reflect(self._opened))
-
-    def call(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Runs `work` in the thread, after what was asked before; the future is settled on the caller's loop."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-
-        def job() -> None:
-            try:
-                value = work()
-            except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller, who gets it here
-                _post(loop, _fail, answer, error)
-            else:
-                _post(loop, _succeed, answer, value)
-
-        self._inbox.put(job)
-        return answer
-
-    def interrupt(self) -> None:
-        """Asks the statement under way to stop; it then fails and nothing of it is written."""
-        if self._raw is not None:
-            self._raw.interrupt()
-
-    async def close(self) -> None:
-        """Closes the connection and ends its thread, after what was asked before."""
-        try:
-            await self.call(self._close)
-        finally:
-            self._inbox.put(None)
-        # The thread has answered and has only to return: this wait is as short as a function's end.
-        self._thread.join()
-
-    def abandon(self) -> None:
-        """Like `close`, for a caller that cannot wait."""
-        self._inbox.put(self._close)
-        self._inbox.put(None)
-
-    @property
-    def _opened(self) -> sa.Connection:
-        assert self._connection is not None, "open() comes first"
-        return self._connection
-
-    def _serve(self) -> None:
-        while (job := self._inbox.get()) is not None:
-            job()
-            del job  # an idle thread must not keep the last statement's values alive
-
-    def _open(self) -> None:
-        self._connection = self._connect()
-        self._raw = self._connection.connection.dbapi_connection
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            connection, self._connection, self._raw = self._connection, None, None
-            connection.close()
+    size: int
+    leased: int
+    idle: int
+    waiting: int
+    leases: int
 
 
 class Pool:
     """Lends connections, at most `size` at once; opens them on demand and keeps them.
 
     Args:
-        path: The database file.
+        backend: Opens them.
         size: The most connections there ever are; further callers wait their turn.
+        wait_seconds: How long they wait.
     """
 
-    def __init__(self, path: Path, *, size: int) -> None:
-        self._path = path
+    def __init__(self, backend: Backend, *, size: int, wait_seconds: float = 30) -> None:
+        self._backend = backend
         self._size = size
-        self._engine: sa.Engine | None = None
+        self._wait_seconds = wait_seconds
         self._permits = asyncio.Semaphore(size)
-        self._idle: list[Connection] = []
-        self._opening = asyncio.Lock()
+        self._idle: list[Session] = []
+        self._leases: set[Lease] = set()
+        self._settling: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Lock()
         self._closed = False
-        self.leased = 0
+        self._waiting = 0
+        self._lent = 0
 
-    async def run(self, start: Callable[[Connection], asyncio.Future[T]]) -> T:
-        """Leases a connection for what `start` starts on it, until that has ended.
+    @property
+    def status(self) -> PoolStatus:
+        """What it is doing now."""
+        return PoolStatus(self._size, len(self._leases), len(self._idle), self._waiting, self._lent)
+
+    async def run(self, work: Callable[[Session], Awaitable[T]], *, holder: str, held: Sequence[Lease] = ()) -> T:
+        """Leases a connection for what `work` does with it.
+
+        Args:
+            work: What to do.
+            holder: Who does it, in words.
+            held: The leases that the caller has already, outermost first.
 
         Raises:
             ClosedError: The pool was closed.
+            PoolExhaustedError: No connection came free, or none can.
         """
-        connection = await self._lease()
-        answer = start(connection)
-        answer.add_done_callback(lambda ended: self._release(connection, ended))
+        lease = await self.lease(holder=holder, held=held)
         try:
-            return await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            # A second cancel leaves at once; the lease still ends with the statement.
-            while not answer.done():
-                connection.interrupt()
-                await asyncio.wait([answer], timeout=INTERRUPT_AGAIN_SECONDS)
+            return await work(lease.session)
+        finally:
+            self.release(lease)
+
+    async def lease(self, *, holder: str, held: Sequence[Lease] = ()) -> Lease:
+        """Gives a connection until `release`; arguments and errors as of `run`."""
+        if self._permits.locked():
+            await self._wait(holder, held)
+        else:
+            await self._permits.acquire()
+        try:
+            if self._closed:
+                raise ClosedError(
+                    f"the database {self._backend.url} was closed: its app has stopped", url=self._backend.url
+                )
+            session = self._take() or await self._backend.connect()
+        except BaseException:
+            self._permits.release()
             raise
+        lease = Lease(session, holder)
+        self._leases.add(lease)
+        self._lent += 1
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """Takes a connection back; what its holder left behind is undone before it is lent again."""
+        if lease.session.clean:
+            self._put_back(lease)
+            return
+        task = asyncio.get_running_loop().create_task(self._settle(lease), name="piecework-database-settle")
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
 
     async def close(self) -> None:
-        """Waits for the statements under way, closes every connection and ends the threads; again is nothing."""
+        """Waits for the leases, closes every connection; again is nothing."""
         self._closed = True
         async with self._closing:
             taken = 0
@@ -183,84 +146,59 @@ class Pool:
                 for _ in range(taken):
                     self._permits.release()
 
-    async def _lease(self) -> Connection:
-        await self._permits.acquire()
+    def _take(self) -> Session | None:
+        while self._idle:
+            session = self._idle.pop()
+            if not session.lost:
+                return session
+            session.abandon()
+        return None
+
+    async def _wait(self, holder: str, held: Sequence[Lease]) -> None:
+        task = asyncio.current_task()
+        mine = [lease for lease in held if lease.task is task]
+        for lease in mine:
+            lease.blocked += 1
+        self._waiting += 1
         try:
-            if self._closed:
-                raise ClosedError(f"the database {self._path} was closed: its app has stopped", path=str(self._path))
-            connection = self._idle.pop() if self._idle else await self._open()
-        except BaseException:
-            self._permits.release()
-            raise
-        self.leased += 1
-        return connection
-
-    async def _open(self) -> Connection:
-        # One at a time: the first one switches the file to WAL, which no second one may disturb.
-        async with self._opening:
-            connection = Connection(self._connect)
-            try:
-                await connection.open()
-            except BaseException:
-                connection.abandon()
+            if len(self._leases) >= self._size and all(lease.blocked for lease in self._leases):
+                raise self._exhausted(holder, held, "they wait for each other")
+            async with asyncio.timeout(self._wait_seconds):
+                await self._permits.acquire()
+        except TimeoutError as error:
+            if isinstance(error, PoolExhaustedError):
                 raise
-        return connection
+            raise self._exhausted(holder, held, f"none came free in {self._wait_seconds:g} s") from None
+        finally:
+            self._waiting -= 1
+            for lease in mine:
+                lease.blocked -= 1
 
-    def _connect(self) -> sa.Connection:
-        # In the thread of the connection: importing SQLAlchemy takes too long for the loop. One engine for all of
-        # them, because it keeps what it compiled.
-        from piecework.services import schema
+    def _exhausted(self, holder: str, held: Sequence[Lease], why: str) -> PoolExhaustedError:
+        chain = " -> ".join([*(lease.holder for lease in held), holder])
+        holders = sorted({lease.holder for lease in self._leases})
+        return PoolExhaustedError(
+            f"no connection for {chain}: all {self._size} are held ({', '.join(holders)}), and {why}. Ask the database "
+            "before or after the transaction instead of inside it, or raise database_pool_size",
+            chain=[*(lease.holder for lease in held), holder],
+            holders=holders,
+            size=self._size,
+        )
 
-        if self._engine is None:
-            self._engine = schema.engine_of(self._path)
-        return self._engine.connect()
-
-    def _release(self, connection: Connection, ended: asyncio.Future[Any]) -> None:
-        if not ended.cancelled():
-            ended.exception()  # seen: when its caller was cancelled nobody else looks at it
-        self._idle.append(connection)
-        self.leased -= 1
-        self._permits.release()
-
-
-def _execute(connection: sa.Connection, raw: Any, statement: sa.Executable) -> Answer:
-    try:
-        result = connection.execute(statement)
-        if result.returns_rows:
-            columns = tuple(result.keys())
-            answer = Answer(columns, [tuple(row) for row in result.all()], result.rowcount)
+    async def _settle(self, lease: Lease) -> None:
+        try:
+            await lease.session.settle()
+        except Exception:  # noqa: BLE001 - whose fault it was has been told; a connection in doubt is not lent again
+            lease.session.abandon()
+            self._leases.discard(lease)
+            self._permits.release()
         else:
-            answer = Answer((), [], result.rowcount)
-        if raw.in_transaction:
-            raise InvalidStateError(
-                "the statement left a transaction open, which was rolled back: one statement is one transaction here"
-            )
-    except BaseException:
-        connection.rollback()
-        raise
-    connection.commit()
-    return answer
+            self._put_back(lease)
 
-
-def _reflect(connection: sa.Connection) -> Schema:
-    from piecework.services import schema
-
-    try:
-        return schema.reflect(connection)
-    finally:
-        connection.rollback()
-
-
-def _post(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *args: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
-        loop.call_soon_threadsafe(settle, *args)
-
-
-def _succeed(answer: asyncio.Future[T], value: T) -> None:
-    if not answer.done():
-        answer.set_result(value)
-
-
-def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:
-    if not answer.done():
-        answer.set_exception(error)
+    def _put_back(self, lease: Lease) -> None:
+        if lease.session.lost:
+            lease.session.abandon()
+        else:
+            self._idle.append(lease.session)
+        self._leases.discard(lease)
+        self._permits.release()

@@ -37,6 +37,7 @@ CHILD_FAILED: Final = "workspace.child_failed"  # name error
 SERVICE_FAILED: Final = "service.failed"  # service error: its build, rebuild or stream failed where nobody waits
 SERVICE_NOT_RESTORED: Final = "service.not_restored"  # service error: of a bundle; its factory will be called
 LISTENER_FAILED: Final = "service.listener_failed"  # event_name service error
+MANY_ROWS: Final = "database.many_rows"  # table rows: read at once by all(); iterate() reads in batches
 CLOSE_FAILED: Final = "workspace.close_failed"  # workspace_id errors
 
 _log = get_logger()

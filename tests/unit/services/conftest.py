@@ -10,7 +10,7 @@ import pytest
 from aiosmtpd.smtp import SMTP, AuthResult
 
 from piecework.services.database import Database
-from piecework.services.rows import WorkspaceDatabase
+from piecework.services.tables import WorkspaceDatabase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

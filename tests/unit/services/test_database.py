@@ -20,7 +20,7 @@ from piecework.errors import (
     ValidationError,
 )
 from piecework.services.database import Database
-from piecework.services.rows import WorkspaceDatabase
+from piecework.services.tables import WorkspaceDatabase
 
 ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n"
 
@@ -262,7 +262,7 @@ async def test_a_write_of_another_process_is_waited_for(db, tmp_path):
 
 async def test_a_database_that_stays_locked_is_told(db, tmp_path, monkeypatch):
     """A writer that never ends is told with the table, the statement and what to do."""
-    monkeypatch.setattr("piecework.services.schema.BUSY_TIMEOUT_SECONDS", 0)
+    monkeypatch.setattr("piecework.services.sqlite.BUSY_TIMEOUT_SECONDS", 0)
     impatient = Database(f"sqlite:///{tmp_path / 'app.db'}")
     other = sqlite3.connect(tmp_path / "app.db", isolation_level=None)
     other.execute("begin immediate")
@@ -292,8 +292,8 @@ async def test_a_hung_statement_holds_its_lease_but_not_its_caller(database):
         started.set()
         released.wait()
 
-    await database.open()
-    hung = asyncio.create_task(database._pool.run(lambda connection: connection.call(hang)))
+    await database.schema()
+    hung = asyncio.create_task(database.pool.run(lambda session: session.do(hang), holder="test"))
     while not started.is_set():
         await asyncio.sleep(0)
     for _ in range(2):
@@ -334,12 +334,12 @@ async def test_a_database_that_cannot_be_opened_is_told(tmp_path):
     for path in (tmp_path / "nowhere" / "a.db", tmp_path / "text"):
         database = Database(f"sqlite:///{path}")
         with pytest.raises(DatabaseError, match=path.name):
-            await database.table("users")
+            await database.schema()
         assert database.leased == 0
         await database.close()
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "postgresql://u:geheim@h/d", "sqlite:///a?mode=ro"])
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://u:geheim@h/d", "sqlite:///a?mode=ro"])
 def test_a_database_url_of_another_kind_is_refused(url):
     """A URL that is no SQLite file is refused, and a password in it is not repeated."""
     with pytest.raises(ValidationError) as caught:
@@ -364,7 +364,7 @@ async def main():
     def hang():
         started.set()
         threading.Event().wait()
-    hung = asyncio.create_task(database._pool.run(lambda connection: connection.call(hang)))
+    hung = asyncio.create_task(database.pool.run(lambda session: session.do(hang), holder="test"))
     while not started.is_set():
         await asyncio.sleep(0)
     for _ in range(2):
