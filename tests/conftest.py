@@ -10,7 +10,7 @@ pytest.register_assert_rewrite(
     *(
         f"piecework.testing.promises_{part}"
         for part in (
-            *("calls", "claims", "desired", "events", "fanout", "late", "lists", "modes", "nodes"),
+            *("calls", "claims", "desired", "events", "fanout", "late", "lists", "modes", "nodes", "notifications"),
             *("pieces", "retention", "runs", "spaces", "waits"),
         )
     ),

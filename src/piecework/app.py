@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from piecework.run.admission import Mode
     from piecework.run.node import Node
     from piecework.services.mail import SendMail
+    from piecework.services.notifications import Notifications
+    from piecework.services.notify import Notify
     from piecework.services.transport import Transport
     from piecework.space.manager import Spaces
     from piecework.space.service import PieceService
@@ -146,6 +149,7 @@ class App:
         self._ask: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
         self._sender: str | None = None
         self._mailers: WeakKeyDictionary[Workspace, SendMail] = WeakKeyDictionary()
+        self._notifiers: WeakKeyDictionary[Workspace, Notify] = WeakKeyDictionary()
         self._add_built_in_services()
 
     # -- declaring -----------------------------------------------------------------------------------------------
@@ -346,6 +350,15 @@ class App:
         return self._any_parts().mail
 
     @property
+    def notifications(self) -> Notifications:
+        """What people are to be told; a job of your own named `deliver-notifications` awaits its `deliver()`.
+
+        Raises:
+            InvalidStateError: The app is a client of a file's node.
+        """
+        return self._here("notifications").notifications
+
+    @property
     def spaces(self) -> Spaces:
         """The workers of spaces.
 
@@ -455,11 +468,56 @@ class App:
             return await parts.intake.enqueue(name, args, run_id=run_id, delay_seconds=delay_seconds, space=space)
         parts.jobs.check(name)
         due_at = parts.node.now() + micros(check_duration("delay_seconds", delay_seconds)) if delay_seconds else None
+        parts.jobs.check_args(name, args)
         run_id = new_id() if run_id is None else check_identifier(run_id, "run_id")
         remembered = parts.jobs.inheriting(run_id, overrides, _ended_on(parts.runtime)) if overrides else nullcontext()
         with remembered:
             await parts.intake.enqueue("job", name, args, run_id=run_id, space=space, due_at=due_at)
         return run_id
+
+    async def keep_notification(
+        self,
+        *,
+        notification_id: str,
+        email: str,
+        body: str,
+        subject: str | None,
+        frequency: str,
+        force: bool,
+        space: str | None,
+    ) -> None:
+        """Keeps what somebody is to be told until their digest is due; `row.notify` ends here.
+
+        Args:
+            notification_id: Names it: the same twice is one, as long as it waits.
+            email: Whom to tell.
+            body: The words.
+            subject: One line, or None.
+            frequency: asap, daily, or none, of which nothing is kept.
+            force: Whether to tell it at once.
+            space: The tenant.
+
+        Raises:
+            ValidationError: Something of it is not acceptable; nothing was stored.
+            NoNodeError: This is a client of a file's node, and there is none; see `error.unknown`.
+        """
+        told: dict[str, Any] = {
+            "notification_id": notification_id,
+            "email": email,
+            "body": body,
+            "subject": subject,
+            "frequency": frequency,
+            "force": force,
+            "space": space,
+        }
+        if self._ask is not None:
+            await self._ask("notify", told)
+            return
+        parts = self._any_parts()
+        if isinstance(parts, RemoteParts):
+            await parts.link.ask("notify", told)
+        else:
+            await parts.notifications.add(**told)
 
     def workspace(
         self,
@@ -697,6 +755,8 @@ class App:
 
     def _add_built_in_services(self) -> None:
         add = self._registry.add
+        add(Recipe("notify", self._notify, Scope.TRANSIENT))
+        add(Recipe("notifications", lambda: self.notifications, Scope.TRANSIENT))
         add(Recipe("application_database", self._open_database, Scope.APP, provides=Database))
         add(Recipe("database", _workspace_database, Scope.RUN, provides=WorkspaceDatabase))
         add(Recipe("send_mail", self._send_mail, Scope.TRANSIENT))
@@ -733,6 +793,7 @@ class App:
         return database
 
     def _send_mail(self, ctx: Any) -> SendMail:
+        from piecework.services.attachments import limit_of
         from piecework.services.mail import SendMail  # the mail libraries are large, and few workspaces send mail
 
         ws: Workspace = ctx.workspace
@@ -743,8 +804,21 @@ class App:
 
         # One for each workspace, however often it is asked for: it counts, so that two mails alike are two.
         if ws not in self._mailers:
-            self._mailers[ws] = SendMail(enqueue, sender=self._sender, key=ws.key)
+            self._mailers[ws] = SendMail(
+                enqueue,
+                sender=self._sender,
+                key=ws.key,
+                limit_bytes=limit_of(self.settings.payload_limit_bytes),
+            )
         return self._mailers[ws]
+
+    def _notify(self, ctx: Any) -> Notify:
+        from piecework.services.notify import Notify  # it checks addresses by the mail libraries
+
+        ws: Workspace = ctx.workspace
+        if ws not in self._notifiers:
+            self._notifiers[ws] = Notify(partial(self.keep_notification, space=ws.space), key=ws.key)
+        return self._notifiers[ws]
 
     def _env_service(self) -> EnvService:
         return EnvService(os.environ if self._env is None else self._env)

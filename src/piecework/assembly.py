@@ -22,6 +22,8 @@ from piecework.run.node import Node
 from piecework.run.retention import Retention
 from piecework.services.job import Jobs
 from piecework.services.mailing import JOB, Mailing
+from piecework.services.notifications import JOB as DELIVER
+from piecework.services.notifications import Notifications
 from piecework.space.manager import Spaces
 from piecework.space.service import PieceKind, PieceService
 from piecework.space.supply import WorkerSupply
@@ -63,6 +65,7 @@ class Parts:
     jobs: Jobs
     spaces: Spaces
     link: LinkServer | None
+    notifications: Notifications
     mail: Transport
 
 
@@ -117,6 +120,15 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
     pieces = PieceKind(declared.definitions, spaces, settings)
     jobs = Jobs({JOB: Mailing(transport, settings.mail_retry_seconds)}, lambda: node)
     kinds: dict[str, Kind] = {kind.name: kind for kind in (executor, pieces, jobs)}
+    notifications = Notifications(
+        store,
+        clock,
+        lambda: node.wake(),  # noqa: PLW0108 - made a few lines below
+        title=str(declared.app.config.get("title", declared.app.name)),
+        sender=transport.sender,
+        delivers=lambda: jobs.carries_out(DELIVER, notifications),  # one of the user's has its own schedule
+    )
+    jobs.add_built_in(DELIVER, notifications)
     node = Node(
         new_id(),
         store,
@@ -147,6 +159,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         jobs=jobs,
         spaces=spaces,
         link=LinkServer(desk.answer, beside=store.path) if isinstance(store, SqliteStore) else None,
+        notifications=notifications,
         mail=transport,
     )
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from piecework.workflow.result import Result
     from piecework.workflow.runtime import Runtime
 
-WORKER_OPS = frozenset({"publish", "enqueue"})
+WORKER_OPS = frozenset({"publish", "enqueue", "notify"})
 """What a worker may ask for; the rest is for people."""
 
 _SHOWN_RUNS = 10
@@ -92,6 +92,20 @@ class OpenApp(Protocol):
         self, name: str, args: dict[str, Any], *, run_id: str | None, delay_seconds: float | None, space: str | None
     ) -> str:
         """Queues a job."""
+        ...
+
+    async def keep_notification(
+        self,
+        *,
+        notification_id: str,
+        email: str,
+        body: str,
+        subject: str | None,
+        frequency: str,
+        force: bool,
+        space: str | None,
+    ) -> None:
+        """Keeps what somebody is to be told."""
         ...
 
 
@@ -484,6 +498,23 @@ class RunPiece(Form, frozen=True):
         return await app.pieces.run_now(self.space, self.piece_id, wait=self.wait)
 
 
+class Notify(Form, frozen=True):
+    """Keeps what somebody is to be told until their digest is due: nothing."""
+
+    op: ClassVar[str] = "notify"
+    notification_id: str
+    email: str
+    body: str
+    subject: str | None = None
+    frequency: str = "asap"
+    force: bool = False
+    space: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Returns when it is durable."""
+        await app.keep_notification(**msgspec.structs.asdict(self))
+
+
 class Info(Form, frozen=True):
     """Tells about the node: who it is, what it knows, what it does, its workers."""
 
@@ -529,6 +560,7 @@ _FORMS: dict[str, type[Form]] = {
         ShowPiece,
         PieceRuns,
         RunPiece,
+        Notify,
         Info,
     )
 }

@@ -15,10 +15,12 @@ from piecework.store.opening import store_for
 from piecework.store.records import (
     Buffered,
     Delivery,
+    Digest,
     Entry,
     EventRow,
     Fanout,
     NodeRow,
+    Notification,
     Piece,
     Run,
     RunValue,
@@ -163,6 +165,9 @@ CONTENT = (
     Delivery(1, "orders", "", "", "pending", None),
     Delivery(1000, "orders", "default", "old", "started", None),
     Fanout(2, "p", "w"),
+    Digest("ada", "acme", "ada@example.org", "n-2", NOW),
+    Notification(1, "n-1", "ada", "alike", None, b"x", NOW),
+    Notification(2, "n-2", "ada", "alike", None, b"x", NOW),
 )  # fmt: skip
 
 
@@ -274,6 +279,9 @@ PLANTED = [
     ("space_asleep", "space acme", "DELETE FROM spaces WHERE space = 'acme'"),
     ("delivery_without_event", "event 77", "UPDATE deliveries SET event_seq = 77 WHERE outcome = 'pending'"),
     ("fanout_without_event", "event 77", "UPDATE fanouts SET event_seq = 77"),
+    ("notification_without_digest", "digest ada", "DELETE FROM digests"),
+    ("digest_without_notification", "digest ada", "DELETE FROM notifications"),
+    ("digest_without_notification", "digest ada", "UPDATE digests SET last_id = 'n-1'"),
     ("owner_without_node", "node n1", "DELETE FROM nodes WHERE node_id = 'n1'"),
 ]
 

@@ -16,7 +16,19 @@ from piecework.store.sqlite import SqliteStore
 from piecework.store.verbs import retention, waiting
 from piecework.testing.crashing import PostgresGround, SqliteGround, crash_everywhere
 from piecework.testing.proof_calls import Later, check_everything, replace_items, together
-from piecework.testing.rows import event, job, node, piece, piece_end, route, single, slot, transient, waits
+from piecework.testing.rows import (
+    event,
+    job,
+    node,
+    notification,
+    piece,
+    piece_end,
+    route,
+    single,
+    slot,
+    transient,
+    waits,
+)
 from piecework.testing.verbs import Verbs
 
 __all__ = ["anyio_backend"]
@@ -266,6 +278,21 @@ async def _finish_piece(verbs):
     return Later(verbs).finish_piece(piece_end(await verbs.updating(), history_limit=1, next_run_id="r-1"))
 
 
+async def _notify(verbs):
+    return Later(verbs).notify(notification("n-1", due_at=verbs.now + SECOND, occurrence="x"))
+
+
+async def _notify_a_batch(verbs):
+    await verbs.notify(notification("n-1"))
+    return together(*(Later(verbs).notify(notification(f"n-{n}")) for n in (1, 2, 2)))
+
+
+async def _mail_a_digest(verbs):
+    await verbs.notify(notification())
+    (digest,) = await verbs.due_digests()
+    return Later(verbs).mail_digest(digest, run_id="r-1")
+
+
 async def _forget_runs(verbs):
     await verbs.cleaned(await ended(verbs))
     verbs.now += SECOND
@@ -333,6 +360,9 @@ DEATHS = {
     _register_piece_again: ("known", "known"),
     _pause_a_piece: ("True", "False"),
     _finish_piece: ("completed", "completed"),
+    _notify: ("woken", "duplicate"),
+    _notify_a_batch: ("duplicate woken duplicate", "duplicate duplicate duplicate"),
+    _mail_a_digest: ("True", "True"),
     _forget_runs: ("1", "0"),
     _forget_slots: ("1", "0"),
     _forget_ids: ("1", "0"),

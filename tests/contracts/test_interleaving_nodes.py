@@ -12,7 +12,7 @@ from piecework.clock import SECOND
 from piecework.store.items import Park
 from piecework.store.verbs import retention, waiting
 from piecework.testing.proof_calls import Later, together
-from piecework.testing.rows import event, job, node, piece, piece_end, published, route, slot, waits
+from piecework.testing.rows import event, job, node, notification, piece, piece_end, published, route, slot, waits
 
 __all__ = ["anyio_backend", "arena", "samples"]
 
@@ -327,3 +327,68 @@ async def test_history_forgotten_by_two_nodes(arena, verb):
         return [Later(verbs).forget(verb) for _ in range(2)]
 
     await endings(arena, setup)
+
+
+# -- notifications ----------------------------------------------------------------------------------------------
+
+
+async def _told(end):
+    """Whatever was added is told by a mail that was made, or waits in a digest that a run that is to come delivers."""
+    waiting = [run for run in await runs(end.verbs) if run.workflow_id == "tidy" and run.status == "queued"]
+    assert not await end.verbs.due_digests() or waiting
+    await all_claimed(end)
+
+
+async def test_two_notifications_of_one_address(arena):
+    """Two that are told the same person share a digest and its run."""
+
+    async def setup(verbs):
+        return [Later(verbs).notify(notification(occurrence="x")) for _ in range(2)]
+
+    async def check(end):
+        assert (await end.verbs.told_by("ada@example.org"), len(await runs(end.verbs))) == ([(b"Hello", 2)], 1)
+
+    assert await endings(arena, setup, check) == {"woken | kept", "kept | woken"}
+
+
+async def test_two_batches_of_notifications_in_opposite_order(arena):
+    """Two nodes that tell the same people something do not wait in a ring."""
+
+    async def setup(verbs):
+        people = ("ada", "bob")
+        batches = ([Later(verbs).notify(notification(to=to)) for to in order] for order in (people, people[::-1]))
+        return [together(*batch) for batch in batches]
+
+    await endings(arena, setup, _told)
+
+
+async def test_a_notification_while_its_digest_is_mailed(arena):
+    """What comes while a digest is mailed keeps it back, or is for the next one; nothing is lost."""
+
+    async def setup(verbs):
+        await verbs.notify(notification())
+        (digest,) = await verbs.due_digests()
+        return [Later(verbs).notify(notification()), Later(verbs).mail_digest(digest)]
+
+    assert await endings(arena, setup, _told) == {"woken | False", "woken | True"}
+
+
+async def test_a_digest_mailed_by_two(arena):
+    """Of two nodes that mail one digest one does."""
+
+    async def setup(verbs):
+        await verbs.notify(notification())
+        (digest,) = await verbs.due_digests()
+        return [Later(verbs).mail_digest(digest) for _ in range(2)]
+
+    assert await endings(arena, setup) == {"True | False", "False | True"}
+
+
+async def test_a_notification_and_the_claim_of_its_run(arena):
+    """One that would share a run which is being claimed has it still to come, or gets one of its own."""
+
+    async def setup(verbs):
+        await verbs.notify(notification(to="bob", occurrence="x"))
+        return [Later(verbs).notify(notification(occurrence="x")), Later(verbs).claim()]
+
+    assert await endings(arena, setup) == {"kept | 0 runs", "kept | 1 runs", "woken | 1 runs"}

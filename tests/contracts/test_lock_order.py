@@ -9,10 +9,12 @@ import pytest
 from piecework.store.contract import InsertMissing, Lock
 from piecework.store.records import (
     Delivery,
+    Digest,
     EventRow,
     Fanout,
     Inbox,
     NodeRow,
+    Notification,
     Occurrence,
     Piece,
     Run,
@@ -24,7 +26,10 @@ from piecework.store.records import (
 from piecework.store.sqlite import SqliteStore
 from piecework.testing.contracts import StoreContract
 
-ORDER = (Occurrence, EventRow, Inbox, WorkflowRow, Delivery, Fanout, NodeRow, Slot, Piece, Run, RunValue, Space)
+ORDER = (
+    *(Digest, Notification, Occurrence, EventRow, Inbox, WorkflowRow, Delivery, Fanout, NodeRow),
+    *(Slot, Piece, Run, RunValue, Space),
+)
 """The order of locks; `docs/store.md` draws it."""
 
 

@@ -21,7 +21,7 @@ from piecework.store.verbs import retention
 from piecework.testing.crashing import PostgresGround, SqliteGround, crash_everywhere
 from piecework.testing.interleaving import Arena, explore
 from piecework.testing.proof_calls import Call, ConnectionStore, Later, together
-from piecework.testing.rows import event, job, route, slot, transient, waits
+from piecework.testing.rows import event, job, notification, route, slot, transient, waits
 from piecework.testing.verbs import Verbs
 
 __all__ = ["anyio_backend", "arena"]
@@ -307,6 +307,16 @@ async def _two_occurrences(verbs):
     return [Later(verbs).enqueue(job(occurrence="daily")) for _ in range(2)]
 
 
+async def _two_notifications(verbs):
+    return [Later(verbs).notify(notification(to=to, occurrence="x")) for to in ("ada", "bob")]
+
+
+async def _notification_and_mail(verbs):
+    await verbs.notify(notification("n-1"))
+    (digest,) = await verbs.due_digests()
+    return [Later(verbs).notify(notification("n-2")), Later(verbs).mail_digest(digest)]
+
+
 async def _two_releases_and_a_signal(verbs):
     run = await verbs.running()
     return [Later(verbs).release(run), Later(verbs).signal(run.run_id), Later(verbs).release(run)]
@@ -321,6 +331,8 @@ async def _two_releases_and_a_signal(verbs):
         _claim_and_abort,
         _two_claims,
         _two_occurrences,
+        _two_notifications,
+        _notification_and_mail,
         _two_releases_and_a_signal,
     ],
     ids=lambda setup: setup.__name__.strip("_"),

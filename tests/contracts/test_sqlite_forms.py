@@ -36,7 +36,7 @@ def row(record, number, salt=0):
     """A row of a table whose key is its number; another salt makes it another row with that key."""
     cells = {field.name: value(field, number, salt) for field in msgspec.structs.fields(record)}
     for field in msgspec.structs.fields(record):
-        if field.name in record.key or field.name == "event_id":
+        if field.name in record.key or field.name in {"event_id", "notification_id"}:
             kinds = getattr(field.type, "__args__", (field.type,))
             cells[field.name] = f"{TEXTS[number % len(TEXTS)]}{number:05}" if str in kinds else number + 1
     return record(**cells)

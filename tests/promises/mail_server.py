@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiosmtpd.smtp import SMTP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from email.message import EmailMessage
 
 
@@ -21,6 +21,8 @@ class MailServer:
         taken: The mails that were accepted, parsed.
         replies: What the next mails are answered with; 250 when there is nothing.
         on_data: Called when a mail's data is here and before the answer; None for nothing.
+        before_answer: Awaited then; None for nothing.
+        drops: How many of the next mails are taken and then, instead of an answer, the line is dropped.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,8 @@ class MailServer:
         self.taken: list[EmailMessage] = []
         self.replies: list[str] = []
         self.on_data: Callable[[], Any] | None = None
+        self.before_answer: Callable[[], Awaitable[Any]] | None = None
+        self.drops = 0
         self._arrived = asyncio.Event()
         self._made: list[SMTP] = []
 
@@ -66,4 +70,9 @@ class MailServer:
             self._arrived.set()
         if self.on_data is not None:
             self.on_data()
+        if self.before_answer is not None:
+            await self.before_answer()
+        if self.drops:
+            self.drops -= 1
+            server.transport.abort()
         return reply

@@ -250,8 +250,12 @@ async def test_stale_epoch(app):
 async def test_internal(make_app):
     """A job that breaks of what it was given: what it was."""
 
+    async def breaks(attempt):
+        return attempt.args["message_id"]
+
     async with make_app() as app:
-        run_id = await app.enqueue("send-mail", {})
+        app._parts.jobs.add_built_in("breaks", breaks)
+        run_id = await app.enqueue("breaks", {})
         result = await app.runtime.wait(run_id, timeout_seconds=20)
     check(result.error, PieceworkError, "KeyError: 'message_id'")
 

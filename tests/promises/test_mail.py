@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from piecework import Step
+from piecework import Settings, Step
 from piecework.errors import ValidationError
 
 from .flows import ended, flow
@@ -131,3 +131,95 @@ async def test_an_unknown_job_is_refused(app):
     with pytest.raises(NotFoundError, match="send-mial"):
         await app.enqueue("send-mial", {})
     assert await app.runtime.list_all_runs() == []
+
+
+@pytest.mark.covers("W67")
+async def test_a_slow_server_holds_no_answer_up(make_app, mail_server):
+    """A handler has answered, and its workspace has closed, while the server has still to answer for the mail."""
+    reached, answer = asyncio.Event(), asyncio.Event()
+    mail_server.on_data = reached.set
+    mail_server.before_answer = answer.wait
+
+    async def handler(ws):
+        return await ws.send_mail(to="ada@example.org", subject="Welcome", text="x")
+
+    async with make_app(mail=mail_server.url) as app:
+        run_id = await app.run_in_new_workspace(handler)
+        await reached.wait()
+        assert (await app.runtime.get(run_id)).status == "running"
+        answer.set()
+        assert (await delivered(app, run_id)).ok
+
+
+@pytest.mark.covers("W96")
+async def test_a_child_mails_the_address_of_the_callers_row(make_app, database, mail_server):
+    """A child awaits its mail to an address that was taken from the caller's row as a plain value."""
+    async with make_app(mail=mail_server.url, database=database) as app, app.workspace() as ws:
+        await ws.database.run("create table users (id integer primary key, email text)")
+        email = (await ws.database.users.insert(email="ada@example.org")).email
+        run_id = await ws.run_in_new_workspace(lambda send_mail: send_mail(to=email, subject="Welcome!", text="x"))
+        assert (await delivered(app, run_id)).ok
+    assert [mail["to"] for mail in mail_server.taken] == ["ada@example.org"]
+
+
+async def test_a_mail_carries_files(make_app, mail_server, tmp_path):
+    """A mail takes files along, by path or as bytes, as they were when it was asked for."""
+    report = tmp_path / "report.csv"
+    report.write_bytes(b"a;b")
+    async with make_app(mail=mail_server.url) as app:
+        async with app.workspace() as ws:
+            files = [report, ("logo.png", bytes(range(256)))]
+            run_id = await ws.send_mail(to="ada@example.org", subject="Report", text="see there", attachments=files)
+        report.unlink()
+        assert (await delivered(app, run_id)).ok
+    found = [(file.get_filename(), file.get_payload(decode=True)) for file in mail_server.taken[0].iter_attachments()]
+    assert found == [("report.csv", b"a;b"), ("logo.png", bytes(range(256)))]
+
+
+async def test_a_mail_that_is_too_large_is_refused(make_app):
+    """Files beyond what a mail may carry are refused where it is asked for: five eighths of a payload."""
+    async with make_app(settings=Settings(payload_limit_bytes=1600)) as app, app.workspace() as ws:
+        with pytest.raises(ValidationError, match="1000 bytes"):
+            await ws.send_mail(to="a@b.c", subject="x", attachments=[("a.bin", b"x" * 1001)])
+        await ws.send_mail(to="a@b.c", subject="x", attachments=[("a.bin", b"x" * 700)])
+        assert len(await app.runtime.list_all_runs()) == 1
+
+
+@pytest.mark.parametrize("args", [{"subject": "x"}, {"to": "a@b.c", "subject": "x", "txt": "y"}])
+async def test_a_mail_that_is_queued_by_hand_is_checked(make_app, args):
+    """`send-mail` can be queued like any job: what it lacks, or does not know, is refused there; the rest is sent."""
+    async with make_app() as app:
+        with pytest.raises(ValidationError, match="send-mail"):
+            await app.enqueue("send-mail", args)
+        assert await app.runtime.list_all_runs() == []
+        run_id = await app.enqueue("send-mail", {"to": "a@b.c", "subject": "x", "text": "y"})
+        assert (await delivered(app, run_id)).ok
+        assert [(mail["to"], mail["message_id"]) for mail in app.mail.messages] == [
+            (["a@b.c"], f"<{run_id}@piecework.invalid>")
+        ]
+
+
+async def test_a_mail_that_is_lost_twice_is_given_up(make_app, mail_server, clock):
+    """A server that takes the mail and drops the line twice leaves it unknown: two with one id, then it has failed."""
+    mail_server.drops = 2
+    async with make_app(mail=mail_server.url, clock=clock) as app:
+        async with app.workspace() as ws:
+            run_id = await ws.send_mail(to="ada@example.org", subject="Welcome", text="x")
+        waiting = asyncio.ensure_future(delivered(app, run_id))
+        while not waiting.done():
+            await clock.advance(1)
+        assert (await waiting).error.code == "DELIVERY_UNKNOWN"
+    assert [mail["message-id"] for mail in mail_server.taken] == [f"<{run_id}@example.org>"] * 2
+
+
+async def test_a_mail_that_is_lost_once_is_sent_again(make_app, mail_server, clock):
+    """A mail whose outcome is unknown once is sent once more, under the same id, and is done."""
+    mail_server.drops = 1
+    async with make_app(mail=mail_server.url, clock=clock) as app:
+        async with app.workspace() as ws:
+            run_id = await ws.send_mail(to="ada@example.org", subject="Welcome", text="x")
+        waiting = asyncio.ensure_future(delivered(app, run_id))
+        while not waiting.done():
+            await clock.advance(1)
+        assert (await waiting).ok
+    assert [mail["message-id"] for mail in mail_server.taken] == [f"<{run_id}@example.org>"] * 2

@@ -226,7 +226,8 @@ async def test_closing_forgets_them(make_app, database):
     async with make_app(database=database) as app:
         async with app.workspace() as ws:
             with ws.override("send_mail", "fake"):
-                await app.enqueue("send-mail", {}, delay_seconds=3600, overrides=ws.container.overridden)
+                mail = {"to": "ada@example.org", "subject": "Hello"}
+                await app.enqueue("send-mail", mail, delay_seconds=3600, overrides=ws.container.overridden)
         jobs = app._parts.jobs
         assert len(jobs._watchers) == 1
     assert (jobs._overrides, jobs._watchers) == ({}, set())

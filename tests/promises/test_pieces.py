@@ -339,6 +339,17 @@ async def test_an_update_reaches_the_node(app, mail_server):
         assert await ws.database.seen.where(piece_id="m").count() == 1
 
 
+async def test_an_update_notifies(app, mail_server):
+    """An update notifies people by rows that it reads; the node tells them, under the update's space."""
+    async with app.workspace() as ws:
+        await ws.database.run("create table people (id integer primary key, email text)")
+        await ws.database.people.insert(email="ada@example.org")
+    await add(app, "tells")
+    assert (await mail_server.mails())[0].get_content().strip() == "fresh"
+    sent = [info for info in await app.runtime.list_all_runs(kind="job") if info.workflow_id == "send-mail"]
+    assert [info.space for info in sent] == ["acme"]
+
+
 async def test_an_event_with_an_id_is_published_once(app):
     """An update that publishes an event with the same id again publishes it once."""
     heard = []

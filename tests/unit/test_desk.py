@@ -10,6 +10,7 @@ import pytest
 from piecework import App, Event, Stage, WaitFor, Workflow
 from piecework.desk import Desk
 from piecework.errors import ClosedError, InvalidStateError, NotFoundError, ValidationError
+from piecework.store.records import Digest
 
 
 async def check(ctx):
@@ -266,6 +267,22 @@ async def test_a_worker_stays_in_its_space(app, desk):
     answer = await desk.answer_worker("publish", {"type": "order.placed", "space": "other"}, space="acme")
     run = await app.runtime.get(answer["dispatched"][0]["run_id"])
     assert run.space == "acme"
+
+
+async def test_a_notification_is_kept(app, desk):
+    """`notify` keeps what somebody is to be told, a worker's in its own space; the same id twice is one."""
+    told = {"notification_id": "n-1", "email": "ada@example.org", "body": "Hello"}
+    for _ in range(2):
+        assert await desk.answer_worker("notify", {**told, "space": "other"}, space="acme") is None
+    await desk.answer("notify", {**told, "notification_id": "n-2", "frequency": "none"})
+    with pytest.raises(ValidationError, match="weekly"):
+        await desk.answer("notify", {**told, "frequency": "weekly"})
+    counts = dict(await app.store.read("info_tables", {}))
+    assert (counts["digests"], counts["notifications"]) == (1, 1)
+    asked = {"now": 2**62, "after": 0, "after_id": "", "limit": 5}
+    assert [(row.space, row.email) for row in await app.store.read("due_digests", asked, Digest)] == [
+        ("acme", "ada@example.org")
+    ]
 
 
 async def test_a_worker_may_ask_for_no_more(desk):

@@ -139,6 +139,28 @@ class Jobs:
         finally:
             del self._overrides[run_id]
 
+    def add_built_in(self, name: str, fn: Callable[[Attempt], Awaitable[Verdict]]) -> None:
+        """Adds a job of ours, unless the user has one of that name."""
+        self._functions.setdefault(name, fn)
+
+    def carries_out(self, name: str, fn: Callable[[Attempt], Awaitable[Verdict]]) -> bool:
+        """Whether it is this function that the runs of a job are given to."""
+        return self._functions.get(name) is fn
+
+    def check_args(self, name: str, args: dict[str, Any]) -> None:
+        """Refuses arguments that a job of ours could not be carried out with.
+
+        Args:
+            name: The job; a function with a `check` of its own says what of its arguments is wrong.
+            args: What it is to be given.
+
+        Raises:
+            ValidationError: An argument is unknown, missing, or not acceptable.
+        """
+        check = getattr(self._functions.get(name), "check", None)
+        if check is not None:
+            check(args)
+
     def known(self) -> list[str]:
         """The jobs whose runs may be claimed here."""
         return list(self._functions)

@@ -10,25 +10,28 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
-from email.headerregistry import Address
-from email.policy import SMTP
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from piecework.errors import ValidationError
+from piecework.errors import NotFoundError, ValidationError
 from piecework.ids import new_id
+from piecework.services import attachments as files
+from piecework.services.addresses import addresses, one_address, one_line
 from piecework.services.mailing import JOB
 from piecework.services.text import Builder, render
-from piecework.services.transport import CONTROL, compose
+from piecework.services.transport import compose
 from piecework.store import values
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from piecework.services.attachments import Attachment
 
     Body = str | Awaitable[Any] | Callable[[Builder], Any]
     Addresses = str | Iterable[str] | None
 
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
+_MESSAGE_ID = re.compile(r"<[!-;=?A-~]+@[!-;=?A-~]+>")
 _OURS = frozenset({"bcc", "cc", "date", "from", "message-id", "mime-version", "reply-to", "sender", "subject", "to"})
 
 
@@ -49,13 +52,23 @@ class SendMail:
         key: What stays the same when the work around is tried again: the same mails get the same ids then, and are
             not sent twice. None outside of runs: each call is a mail of its own.
         domain: The right side of Message-IDs; None means the sender's.
+        limit_bytes: How large the files that are attached to one mail may be together.
     """
 
-    def __init__(self, enqueue: Enqueue, *, sender: str | None, key: str | None, domain: str | None = None) -> None:
+    def __init__(
+        self,
+        enqueue: Enqueue,
+        *,
+        sender: str | None,
+        key: str | None,
+        domain: str | None = None,
+        limit_bytes: int = files.LIMIT_BYTES,
+    ) -> None:
         self._enqueue = enqueue
         self._sender = sender
         self._key = key
         self._domain = domain
+        self._limit_bytes = limit_bytes
         self._sent: Counter[str] = Counter()
 
     async def __call__(
@@ -70,6 +83,7 @@ class SendMail:
         reply_to: Addresses = None,
         sender: str | None = None,
         headers: Mapping[str, str] | None = None,
+        attachments: Iterable[Attachment] = (),
     ) -> str:
         """Makes a mail durable; a run named `send-mail` sends it. Commits.
 
@@ -83,15 +97,16 @@ class SendMail:
             reply_to: Where answers go.
             sender: Where it comes from; None means the app's.
             headers: Further headers by name.
+            attachments: Files, each a path, `(name, bytes)` or `(name, bytes, "image/png")`; they are read now.
 
         Returns:
             The id of the run that sends it.
 
         Raises:
-            ValidationError: An address, the subject or a header is not acceptable; nothing was enqueued.
+            ValidationError: An address, the subject, a header or a file is not acceptable; nothing was enqueued.
         """
-        recipients = _addresses(to, "to")
-        run_id = self._run_id(recipients, _one_line(subject, "subject"))
+        recipients = addresses(to, "to")
+        run_id = self._run_id(recipients, one_line(subject, "subject"))
         mail = await build(
             to=recipients,
             subject=subject,
@@ -102,9 +117,10 @@ class SendMail:
             reply_to=reply_to,
             sender=self._sender if sender is None else sender,
             headers=headers,
+            attachments=attachments,
+            limit_bytes=self._limit_bytes,
         )
-        domain = _domain_of(mail["sender"]) if self._domain is None else self._domain
-        mail["message_id"] = message_id(run_id, domain)
+        mail["message_id"] = message_id(run_id, domain_of(mail["sender"]) if self._domain is None else self._domain)
         return await self._enqueue(JOB, mail, run_id=run_id)
 
     def _run_id(self, to: list[str], subject: str) -> str:
@@ -127,30 +143,93 @@ async def build(
     reply_to: Addresses = None,
     sender: str | None = None,
     headers: Mapping[str, str] | None = None,
+    attachments: Iterable[Attachment] = (),
+    limit_bytes: int = files.LIMIT_BYTES,
 ) -> dict[str, Any]:
     """Makes a mail a mapping of JSON values; the arguments are those of `SendMail`.
 
     Returns:
-        `to`, `cc`, `bcc`, `reply_to` (lists of addresses), `sender`, `subject`, `text`, `html` and `headers`.
+        `to`, `cc`, `bcc`, `reply_to` (lists of addresses), `sender`, `subject`, `text`, `html`, `headers`, and
+        `attachments` where there are some.
 
     Raises:
-        ValidationError: An address, the subject or a header is not acceptable.
+        ValidationError: An address, the subject, a header or a file is not acceptable.
     """
+    mail = _headed(to=to, subject=subject, cc=cc, bcc=bcc, reply_to=reply_to, sender=sender, headers=headers)
+    mail["text"] = None if text is None else await render(text)
+    mail["html"] = None if html is None else await render(html)
+    values.encode(mail, what="mail")
+    read = await files.read(attachments, limit_bytes=limit_bytes)
+    return {**mail, "attachments": read} if read else mail
+
+
+def checked(args: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+    """Checks the arguments of a run of `send-mail`, and fills in what it was not given.
+
+    Args:
+        args: Those of `send_mail`, as JSON values, and perhaps a `message_id`.
+        run_id: The run: its mail's Message-ID is made of it.
+
+    Returns:
+        What `build` makes, and the `message_id`.
+
+    Raises:
+        ValidationError: An argument is unknown, missing, or not acceptable.
+    """
+    for name in args:
+        if name not in _ARGUMENTS:
+            unknown = NotFoundError.among("argument of send-mail", name, _ARGUMENTS)
+            raise ValidationError(unknown.message, path=name)
+    missing = [name for name in ("to", "subject") if name not in args]
+    if missing:
+        raise ValidationError(f"send-mail needs {' and '.join(missing)}", path=missing[0])
+    bodies = {name: args.get(name) for name in ("text", "html")}
+    for name, body in bodies.items():
+        if not isinstance(body, str | None):
+            raise ValidationError(f"{name} of a stored mail has to be a text, not {body!r:.80}", path=name)
+    given = {name: value for name, value in args.items() if name not in {*bodies, "attachments", "message_id"}}
+    mail = _headed(**given) | bodies
+    if args.get("attachments"):
+        mail["attachments"] = files.check(args["attachments"])
+    told = args.get("message_id")
+    mail["message_id"] = message_id(run_id, domain_of(mail["sender"])) if told is None else _message_id(told)
+    return mail
+
+
+_ARGUMENTS = frozenset(
+    {"to", "cc", "bcc", "reply_to", "sender", "subject", "headers", "text", "html", "attachments", "message_id"}
+)
+
+
+def _message_id(told: Any) -> str:
+    if not isinstance(told, str) or not _MESSAGE_ID.fullmatch(told):
+        raise ValidationError(f"message_id has to be <something@domain>, not {told!r:.80}", path="message_id")
+    return told
+
+
+def _headed(
+    *,
+    to: Addresses,
+    subject: str,
+    cc: Addresses = None,
+    bcc: Addresses = None,
+    reply_to: Addresses = None,
+    sender: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """All of a mail but its bodies."""
     mail: dict[str, Any] = {
-        "to": _addresses(to, "to"),
-        "cc": _addresses(cc, "cc"),
-        "bcc": _addresses(bcc, "bcc"),
-        "reply_to": _addresses(reply_to, "reply_to"),
-        "sender": None if sender is None else _one_address(sender, "sender"),
-        "subject": _one_line(subject, "subject"),
+        "to": addresses(to, "to"),
+        "cc": addresses(cc, "cc"),
+        "bcc": addresses(bcc, "bcc"),
+        "reply_to": addresses(reply_to, "reply_to"),
+        "sender": None if sender is None else one_address(sender, "sender"),
+        "subject": one_line(subject, "subject"),
         "headers": _headers(headers or {}),
     }
     if not mail["to"]:
         raise ValidationError("to is empty: a mail needs at least one address", path="to")
     _check_composed(mail)
-    mail["text"] = None if text is None else await render(text)
-    mail["html"] = None if html is None else await render(html)
-    values.encode(mail, what="mail")
     return mail
 
 
@@ -165,60 +244,14 @@ def message_id(run_id: str, domain: str) -> str:
     return f"<{run_id}@{domain}>"
 
 
-def _domain_of(sender: str | None) -> str:
+def domain_of(sender: str | None) -> str:
+    """The right side of the Message-IDs of who sends; of nobody one that cannot exist."""
     return "piecework.invalid" if sender is None else sender.rsplit("@", 1)[1].rstrip(">")
 
 
-def _one_address(value: Any, what: str) -> str:
-    found = _addresses(value, what)
-    if len(found) != 1:
-        raise ValidationError(f"{what} has to be one address, not {len(found)}: {value!r:.80}", path=what)
-    return found[0]
-
-
-def _addresses(value: Any, what: str) -> list[str]:
-    if value is not None and not isinstance(value, Iterable):
-        raise ValidationError(f"{what} has to be an address or several, not {value!r:.80}", path=what)
-    texts = [value] if isinstance(value, str) else list(value or ())
-    return [str(address) for text in texts for address in _parsed(_one_line(text, what), what)]
-
-
-def _parsed(text: str, what: str) -> list[Address]:
-    try:
-        header: Any = SMTP.header_factory("To", text)
-        found = [_addressable(address) for address in header.addresses]
-        wrong = header.defects or not found
-    except Exception as error:  # the parser raises what it happens to trip over
-        raise _no_address(text, what) from error
-    if wrong:
-        raise _no_address(text, what)
-    return found
-
-
-def _addressable(address: Address) -> Address:
-    if not address.username or not address.domain or not address.username.isascii():
-        raise ValueError(address)
-    domain = address.domain if address.domain.isascii() else address.domain.encode("idna").decode("ascii")
-    return Address(address.display_name, address.username, domain)
-
-
-def _no_address(text: str, what: str) -> ValidationError:
-    return ValidationError(
-        f"{what} has {text!r:.80}, which is no mail address: write name@example.org or Name <name@example.org>, "
-        "in ASCII before the @",
-        path=what,
-    )
-
-
-def _one_line(text: Any, what: str) -> str:
-    if not isinstance(text, str):
-        raise ValidationError(f"{what} has to be a text, not {text!r:.80}", path=what)
-    if CONTROL.search(text):
-        raise ValidationError(f"{what} {text!r:.80} has a line break or control character: remove it", path=what)
-    return text
-
-
-def _headers(given: Mapping[str, str]) -> dict[str, str]:
+def _headers(given: Any) -> dict[str, str]:
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ValidationError(f"headers has to be a mapping of texts, not {given!r:.80}", path="headers")
     for name in given:
         if not _HEADER_NAME.fullmatch(name):
             raise ValidationError(
@@ -226,4 +259,4 @@ def _headers(given: Mapping[str, str]) -> dict[str, str]:
             )
         if name.lower() in _OURS or name.lower().startswith("content-"):
             raise ValidationError(f"the header {name} is made from the mail itself: use the argument for it", path=name)
-    return {name: _one_line(value, f"header {name}") for name, value in given.items()}
+    return {name: one_line(value, f"header {name}") for name, value in given.items()}

@@ -32,18 +32,33 @@ class Mailing:
         self._transport = transport
         self._retry_seconds = retry_seconds
 
+    def check(self, args: dict[str, Any]) -> None:
+        """Refuses arguments that no mail can be made of, when the job is queued.
+
+        Raises:
+            ValidationError: One is unknown, missing, or not acceptable.
+        """
+        self._mail(args, "checked")
+
+    @staticmethod
+    def _mail(args: dict[str, Any], run_id: str) -> dict[str, Any]:
+        from piecework.services.mail import checked  # with the mail libraries, which only senders need
+
+        return checked(args, run_id)
+
     async def __call__(self, attempt: Attempt) -> Verdict:
         """Hands the mail over once, unless too many attempts have vanished already."""
         refusals: int = attempt.state.get("refusals", 0)
         unknowns: int = attempt.state.get("unknowns", 0) + attempt.cut_off
         if unknowns > 1:
             return GaveUp(_unknown(attempt.run_id))
-        message_id = attempt.args["message_id"]
+        mail = self._mail(attempt.args, attempt.run_id)
+        message_id = mail["message_id"]
         error: PieceworkError | None = None
         refused: dict[str, Any] = {}
         result: Result = "sent"
         try:
-            refused = await self._transport.deliver(attempt.args, message_id=message_id)
+            refused = await self._transport.deliver(mail, message_id=message_id)
         except MailRefused as refusal:
             error, result = refusal, "permanent" if refusal.permanent else "refused"
         except MailUnknown as lost:
@@ -54,17 +69,18 @@ class Mailing:
         refusals += result == "refused"
         unknowns += result == "unknown"
         decision = after_attempt(result, refusals=refusals, unknowns=unknowns, retry_seconds=self._retry_seconds)
-        return self._verdict(attempt, decision, error, refused, {"refusals": refusals, "unknowns": unknowns})
+        state = {"refusals": refusals, "unknowns": unknowns}
+        return self._verdict(attempt, message_id, decision, error, refused, state)
 
     def _verdict(
         self,
         attempt: Attempt,
+        message_id: str,
         decision: Decision,
         error: PieceworkError | None,
         refused: dict[str, Any],
         state: dict[str, Any],
     ) -> Verdict:
-        message_id = attempt.args["message_id"]
         if decision.verdict == "done":
             from piecework.services.transport import Outbox  # with the mail libraries, which only senders need
 

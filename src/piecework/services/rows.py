@@ -44,6 +44,28 @@ class Row:
     def __repr__(self) -> str:
         return f"<{self._table} {' '.join(f'{name}={value!r}' for name, value in self._values.items())}>"
 
+    async def notify(self, text: Any, *, subject: str | None = None, force: bool = False) -> str | None:
+        """Tells the person whom this row is about something, by mail and by and by: see `notify.Notify`.
+
+        Args:
+            text: The words, or a function that builds them: `lambda mail: mail.line("New comment")`.
+            subject: One line; the mail's, where nothing else is told in it.
+            force: Tells it at once, with all that has been waiting.
+
+        Returns:
+            The notification's id; None for who wants to hear nothing.
+
+        Raises:
+            InvalidStateError: The caller runs in no workspace.
+            ClosedError: The workspace is closed.
+            ValidationError: The row has no `email`, or something is not acceptable.
+        """
+        from piecework.workspace.context import current_workspace
+
+        notify = await current_workspace().require("notify")
+        told: str | None = await notify(self, text, subject=subject, force=force)
+        return told
+
     def as_dict(self) -> dict[str, Any]:
         """Copies the values into a new mapping by column."""
         return dict(self._values)

@@ -33,6 +33,8 @@ GOODBYE_SECONDS = 5.0
 FINAL_REPLY_SECONDS = 600.0
 """How long it may take to answer the data: impatience here makes second copies (RFC 5321, 4.5.3.2.6)."""
 
+_STARTTLS = {None: None, "auto": None, "required": True, "never": False}
+
 
 class Smtp:
     """Hands mails to an SMTP server; with STARTTLS where the server offers it, always encrypted with `smtps`.
@@ -40,11 +42,12 @@ class Smtp:
     Args:
         parts: The URL; the port is 465 for `smtps`, else 587 with a user and 25 without one when it names none.
         sender: The address that mails come from when nobody says otherwise.
+        starttls: `auto` (also when None), `required` or `never`.
         command_seconds: How long the server may take to answer a command.
         final_reply_seconds: How long it may take to answer the data.
 
     Raises:
-        ValidationError: The URL names no host.
+        ValidationError: The URL names no host, or an encryption that there is not.
         MissingExtraError: The extra is not installed.
     """
 
@@ -53,6 +56,7 @@ class Smtp:
         parts: SplitResult,
         *,
         sender: str | None,
+        starttls: str | None = None,
         command_seconds: float = COMMAND_SECONDS,
         final_reply_seconds: float = FINAL_REPLY_SECONDS,
     ) -> None:
@@ -63,6 +67,7 @@ class Smtp:
         self.sender = sender
         self._host = parts.hostname
         self._encrypted = parts.scheme == "smtps"
+        self._starttls = _starttls(starttls, encrypted=self._encrypted)
         self._user = None if parts.username is None else unquote(parts.username)
         self._password = None if parts.password is None else unquote(parts.password)
         self._port = _port_of(parts)
@@ -113,6 +118,7 @@ class Smtp:
             username=self._user,
             password=self._password,
             use_tls=self._encrypted,
+            start_tls=False if self._encrypted else self._starttls,
             timeout=self._command_seconds,
             # Without it the client looks its own name up in a thread that a slow name server can hold for minutes.
             local_hostname=_own_name(),
@@ -155,6 +161,15 @@ class Smtp:
     @property
     def _name(self) -> str:
         return f"{self._host}:{self._port}"
+
+
+def _starttls(word: str | None, *, encrypted: bool) -> bool | None:
+    if word is not None and encrypted:
+        raise ValidationError("smtps:// is encrypted from its first byte: leave starttls= out, or write smtp://")
+    if word not in _STARTTLS:
+        known = ", ".join(name for name in _STARTTLS if name)
+        raise ValidationError(f"starttls={word} in the mail URL has to be one of {known}")
+    return _STARTTLS[word]
 
 
 def _port_of(parts: SplitResult) -> int:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import deque
 from datetime import UTC, datetime
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from piecework.errors import NotFoundError, ValidationError
+from piecework.services import attachments
+from piecework.services.addresses import CONTROL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 KEPT_LIMIT = 1000
 """How many mails an outbox keeps: an app that runs on with it must not grow for ever."""
-
-CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-"""Characters that end a line or do worse: none of them belongs into a header."""
 
 # Servers without 8BITMIME are still about; seven bits pass everywhere.
 _POLICY = SMTP.clone(cte_type="7bit")
@@ -90,12 +88,13 @@ class Console:
         self.sender = sender
 
     async def deliver(self, message: Mapping[str, Any], *, message_id: str) -> dict[str, str]:
-        """Prints the mail: its headers, then its text, or its HTML where there is no text."""
+        """Prints the mail: its headers and what is attached, then its text, or its HTML where there is no text."""
         lines = [f"Message-ID: {message_id}"]
         sender = self.sender if message["sender"] is None else message["sender"]
         if sender is not None:
             lines.append(f"From: {sender}")
         lines += [f"{name.title()}: {', '.join(message[name])}" for name in ("to", "cc", "bcc") if message[name]]
+        lines += [f"Attachment: {attachments.described(one)}" for one in message.get("attachments", ())]
         body = message["html"] if message["text"] is None else message["text"]
         lines += [f"Subject: {message['subject']}", "", body or "", ""]
         sys.stdout.write("\n".join(lines) + "\n")
@@ -107,7 +106,9 @@ def transport_for(url: str) -> Transport:
     """Makes the transport that a mail URL names. Connects to nothing yet.
 
     Args:
-        url: `smtp://user:password@host:port?from=address`, `smtps://…`, `console:` or `outbox:`.
+        url: `smtp://user:password@host:port?from=address&starttls=auto`, `smtps://…`, `console:` or `outbox:`. With
+            `starttls=required` a server that cannot encrypt gets no mail, with `never` nothing is encrypted; `auto`,
+            the default, encrypts where the server offers it.
 
     Raises:
         ValidationError: The URL is none of these; it is not repeated, since it may hold a password.
@@ -115,11 +116,13 @@ def transport_for(url: str) -> Transport:
         MissingExtraError: The part that speaks SMTP is not installed.
     """
     parts = urlsplit(url)
-    sender = _options(parts).get("from")
-    if parts.scheme in {"smtp", "smtps"}:
+    server = parts.scheme in {"smtp", "smtps"}
+    options = _options(parts, ["from", "starttls"] if server else ["from"])
+    sender = options.get("from")
+    if server:
         from piecework.services.smtp import Smtp
 
-        return Smtp(parts, sender=sender)
+        return Smtp(parts, sender=sender, starttls=options.get("starttls"))
     if parts.scheme in {"console", "outbox"} and not parts.netloc and not parts.path:
         return Console(sender) if parts.scheme == "console" else Outbox(sender)
     raise ValidationError(
@@ -158,6 +161,7 @@ def compose(message: Mapping[str, Any], *, message_id: str, sender: str) -> Emai
     else:
         mail.set_content(message["text"])
         mail.add_alternative(message["html"], subtype="html")
+    attachments.attach(mail, message.get("attachments", ()))
     return mail
 
 
@@ -168,9 +172,9 @@ def _check_headers(mail: EmailMessage) -> None:
             raise ValidationError(f"{name} {str(value)!r:.80} has a line break or control character: remove it")
 
 
-def _options(parts: SplitResult) -> dict[str, str]:
+def _options(parts: SplitResult, known: list[str]) -> dict[str, str]:
     options = dict(parse_qsl(parts.query))
     for name in options:
-        if name != "from":
-            raise NotFoundError.among("option of the mail URL", name, ["from"])
+        if name not in known:
+            raise NotFoundError.among("option of the mail URL", name, known)
     return options

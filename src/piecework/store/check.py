@@ -55,6 +55,8 @@ RULES: Final[Mapping[str, str]] = {
     "space_asleep": "space",
     "delivery_without_event": "event",
     "fanout_without_event": "event",
+    "notification_without_digest": "digest",
+    "digest_without_notification": "digest",
     "owner_without_node": "node",
 }
 """The other rules, in the order in which they are asked, with what their subjects are; each is `sql/check_NAME.sql`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from piecework.store.records import EventRow, Fanout, NodeRow, Piece, Run, Slot, Wait
+    from piecework.store.records import Digest, EventRow, Fanout, NodeRow, Notification, Piece, Run, Slot, Wait
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +185,42 @@ class Enqueued(Item, frozen=True, kw_only=True):
 
     run_id: str
     duplicate: bool
+
+
+class Notify(Item, frozen=True, kw_only=True):
+    """Something that somebody is to be told, in the digest of an address; the same `notification_id` twice is one.
+
+    The digest is due at `digest.due_at`, or before that if it was already. `wake` is the run that will deliver it: its
+    occurrence is shared by all that are due at the same moment. None where somebody else sees to it.
+    """
+
+    digest: Digest
+    notification: Notification
+    wake: Enqueue | None = None
+
+
+class Notifying(Item, frozen=True, kw_only=True):
+    """A notification as the verb hands it to its decision: new or not, and which run delivers what is due with it."""
+
+    item: Notify
+    new: bool
+    run_id: str | None
+
+
+class Notified(Item, frozen=True, kw_only=True):
+    """The outcome of `notify`; `woken` is whether a run was made that will deliver it."""
+
+    due_at: int
+    duplicate: bool = False
+    woken: bool = False
+
+
+class MailDigest(Item, frozen=True, kw_only=True):
+    """The end of a digest: the run that mails it, made of all notifications up to `last_id`."""
+
+    digest_id: str
+    last_id: str
+    mail: Enqueue
 
 
 class Claim(Item, frozen=True, kw_only=True):

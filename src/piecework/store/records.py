@@ -347,7 +347,41 @@ class Piece(Record, frozen=True):
     updated_at: int
 
 
+class Digest(Record, frozen=True):
+    """The mail that collects what one address in one space is to be told; it stands here only while there is something.
+
+    `last_id` is the notification that came last: what was read is known by it to be all. It is empty before the first.
+    """
+
+    table: ClassVar[str] = "digests"
+    key: ClassVar[tuple[str, ...]] = ("digest_id",)
+
+    digest_id: str
+    space: str
+    email: str
+    last_id: str
+    due_at: int
+
+
+class Notification(Record, frozen=True):
+    """Something that somebody is to be told. `alike` is the same for those that are counted as one."""
+
+    table: ClassVar[str] = "notifications"
+    key: ClassVar[tuple[str, ...]] = ("seq",)
+    serial: ClassVar[str | None] = "seq"
+
+    seq: int | None
+    notification_id: str
+    digest_id: str
+    alike: str
+    subject: str | None
+    body: bytes
+    created_at: int
+
+
 TABLES: tuple[type[Record], ...] = (
+    Digest,
+    Notification,
     EventRow,
     Inbox,
     Fanout,

@@ -33,6 +33,7 @@ PIECE_ENDED: Final = "piece.ended"  # space piece_id run_id outcome error
 MAIL_KEPT: Final = "mail.kept"  # run_id: in the outbox of this process, and nowhere else
 MAIL_SENT: Final = "mail.sent"  # run_id message_id
 MAIL_REFUSED: Final = "mail.refused"  # run_id error retry_in_seconds
+DIGESTS_MAILED: Final = "digests.mailed"  # run_id mails: of what people are told by and by, so many mails were made
 CHILD_FAILED: Final = "workspace.child_failed"  # name error
 SERVICE_FAILED: Final = "service.failed"  # service error: its build, rebuild or stream failed where nobody waits
 SERVICE_NOT_RESTORED: Final = "service.not_restored"  # service error: of a bundle; its factory will be called

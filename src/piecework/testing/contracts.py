@@ -31,6 +31,7 @@ from piecework.testing.promises_late import LatePromises
 from piecework.testing.promises_lists import ListPromises
 from piecework.testing.promises_modes import ModePromises
 from piecework.testing.promises_nodes import NodePromises
+from piecework.testing.promises_notifications import NotificationPromises
 from piecework.testing.promises_pieces import PiecePromises
 from piecework.testing.promises_retention import RetentionPromises
 from piecework.testing.promises_runs import RunPromises
@@ -60,6 +61,7 @@ class StoreContract(
     WaitPromises,
     PiecePromises,
     DesiredPromises,
+    NotificationPromises,
     RetentionPromises,
     ListPromises,
 ):

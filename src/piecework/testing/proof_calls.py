@@ -18,6 +18,7 @@ from piecework.store.items import (
     Dispatched,
     Enqueued,
     FannedOut,
+    Notified,
     PieceFinished,
     Progress,
     Raised,
@@ -25,7 +26,7 @@ from piecework.store.items import (
     Retired,
     Signalled,
 )
-from piecework.store.records import EventRow, Record, Run
+from piecework.store.records import EventRow, Notification, Record, Run
 from piecework.testing.rows import NOW
 from piecework.testing.verbs import Verbs
 
@@ -154,10 +155,16 @@ _NOT_HERE = frozenset({"owner_without_node"})
 
 
 def told(rows: Mapping[type[Record], Sequence[Record]]) -> dict[str, list[Record]]:
-    """What stands in a store, comparable: events are numbered from 1, whatever was rolled back in between."""
-    numbers = {row.seq: position for position, row in enumerate(rows.get(EventRow, ()), 1) if isinstance(row, EventRow)}
+    """What stands in a store, comparable: what it numbers is numbered from 1, whatever was rolled back in between."""
+    events = {row.seq: position for position, row in enumerate(rows.get(EventRow, ()), 1) if isinstance(row, EventRow)}
+    told = (row for row in rows.get(Notification, ()) if isinstance(row, Notification))
+    numbers: dict[type[Record], dict[int | None, int]] = {
+        Notification: {row.seq: position for position, row in enumerate(told, 1)}
+    }
     return {
-        record.table: sorted((_renumbered(row, numbers) for row in found), key=lambda row: repr(row.identity()))
+        record.table: sorted(
+            (_renumbered(row, numbers.get(record, events)) for row in found), key=lambda row: repr(row.identity())
+        )
         for record, found in rows.items()
     }
 
@@ -253,6 +260,8 @@ def _word(outcome: Any) -> str:
             return "ended" if ended else "told"
         case Enqueued(duplicate=duplicate):
             return "duplicate" if duplicate else "queued"
+        case Notified(duplicate=duplicate, woken=woken):
+            return "duplicate" if duplicate else "woken" if woken else "kept"
         case Registered(added=added):
             return "added" if added else "known"
         case Signalled(delivered=word) | PieceFinished(status=word):

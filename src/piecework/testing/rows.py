@@ -9,7 +9,7 @@ import msgspec
 from piecework.ids import new_id
 from piecework.run.lifecycle import Status
 from piecework.store import items
-from piecework.store.records import EventRow, Inbox, NodeRow, Piece, Run, Slot, Wait
+from piecework.store.records import Digest, EventRow, Inbox, NodeRow, Notification, Piece, Run, Slot, Wait
 from piecework.workflow.pause import WaitFor, waits_of
 
 if TYPE_CHECKING:
@@ -127,6 +127,24 @@ def job(
         due_at=due_at,
     )
     return items.Enqueue(run=run, args=args, occurrence=occurrence)
+
+
+def notification(
+    notification_id: str | None = None,
+    *,
+    to: str = "ada@example.org",
+    body: bytes = b"Hello",
+    due_at: int = NOW,
+    occurrence: str | None = None,
+    wake: bool = True,
+) -> items.Notify:
+    """Something that somebody is to be told; those of one body are alike."""
+    identity = notification_id or new_id()
+    return items.Notify(
+        digest=Digest(digest_id=to, space="acme", email=to, last_id="", due_at=due_at),
+        notification=Notification(None, identity, to, body.hex(), None, body, NOW),
+        wake=job(due_at=due_at, occurrence=occurrence) if wake else None,
+    )
 
 
 def node(node_id: str = "node-1", *, workflows: Sequence[str] = (), expires_at: int | None = None) -> NodeRow:

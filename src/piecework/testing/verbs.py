@@ -13,11 +13,12 @@ import msgspec
 from piecework.errors import ConflictError
 from piecework.ids import new_id
 from piecework.run import folds, folds_events, folds_nodes
+from piecework.services import folds as notification_folds
 from piecework.space import folds as piece_folds
 from piecework.store import items
 from piecework.store.contract import Insert
-from piecework.store.records import Delivery, Entry, Inbox, Piece, Run, RunValue, Signal, Slot, Space, Wait
-from piecework.store.verbs import dispatch, nodes, pieces, runs
+from piecework.store.records import Delivery, Digest, Entry, Inbox, Piece, Run, RunValue, Signal, Slot, Space, Wait
+from piecework.store.verbs import dispatch, nodes, notifications, pieces, runs
 from piecework.store.verbs.accept import accept
 from piecework.store.verbs.claim import claim, take_over
 from piecework.testing.rows import (
@@ -208,6 +209,27 @@ class Verbs:
         """Makes a run that no event asked for."""
         outcome: items.Enqueued = await self.do(runs.enqueue, item, folds.decide_enqueue)
         return outcome
+
+    async def notify(self, item: items.Notify) -> items.Notified:
+        """Keeps a notification for the digest of its address."""
+        outcome: items.Notified = await self.do(notifications.notify, item, notification_folds.decide_notify)
+        return outcome
+
+    async def mail_digest(self, digest: Digest, *, run_id: str | None = None) -> bool:
+        """Has a run mail a digest as it was read."""
+        item = items.MailDigest(digest_id=digest.digest_id, last_id=digest.last_id, mail=job(run_id))
+        mailed: bool = await self.do(notifications.mail_digest, item, notification_folds.decide_mail_digest)
+        return mailed
+
+    async def due_digests(self) -> list[Digest]:
+        """The digests that are due now."""
+        asked = {"now": self.now, "after": 0, "after_id": "", "limit": 100}
+        return await self.store.read("due_digests", asked, Digest)
+
+    async def told_by(self, digest_id: str) -> list[tuple[bytes, int]]:
+        """What a digest is to tell: each body, and how many times."""
+        rows = await self.store.read("notifications_of", {"digest_id": digest_id, "limit": 100})
+        return [(bytes(body), times) for _, body, times in rows]
 
     async def register_piece(self, what: Piece, *, run_id: str | None = None) -> bool:
         """Registers a piece; answers whether it is new."""

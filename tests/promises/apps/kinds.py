@@ -129,6 +129,13 @@ async def mails(piece):
     await piece.send_mail(to="ada@example.org", subject="News", text=lambda mail: mail.line("fresh"))
 
 
+@app.piece("tells", every_seconds=3600)
+async def tells(piece):
+    """Notifies everybody that the database knows, at once."""
+    for person in await piece.database.people.all():
+        await person.notify(lambda mail: mail.line("fresh"), force=True)
+
+
 @app.piece("looks-around", every_seconds=3600)
 async def looks_around(piece):
     """Shows what a worker sees."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import subprocess
 import threading
 import warnings
 from contextlib import asynccontextmanager
@@ -47,8 +49,26 @@ class MailServer:
         self.refused: dict[str, str] = {}
         self.drop_on_data = False
         self.before_reply: Callable[[], Awaitable[Any]] | None = None
+        self.drop_at = ""
+        self.encrypted: list[bool] = []
+
+    async def handle_EHLO(self, server: Any, session: Any, envelope: Any, hostname: str, responses: Any) -> Any:  # noqa: N802 - aiosmtpd calls it so
+        session.host_name = hostname
+        self._drop(server, "EHLO")
+        return responses
+
+    async def handle_MAIL(self, server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:  # noqa: N802 - aiosmtpd calls it so
+        self._drop(server, "MAIL")
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 fine"
+
+    def _drop(self, server: Any, at: str) -> None:
+        if self.drop_at == at:
+            server.transport.abort()
 
     async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:  # noqa: N802 - aiosmtpd calls it so
+        self._drop(server, "RCPT")
         if address in self.refused:
             return self.refused[address]
         envelope.rcpt_tos.append(address)
@@ -57,6 +77,7 @@ class MailServer:
     async def handle_DATA(self, server: SMTP, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd calls it so
         if self.data_reply.startswith("250"):
             self.taken.append(envelope)
+            self.encrypted.append(session.ssl is not None)
         if self.drop_on_data:
             server.transport.abort()
         if self.before_reply is not None:
@@ -94,12 +115,35 @@ async def mail_server() -> AsyncIterator[MailServer]:
         yield rules
 
 
+def only_ada(server: SMTP, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+    return AuthResult(handled=False, success=data.login == b"ada" and data.password == b"s3cret/@")
+
+
 @pytest.fixture
 async def guarded_mail_server() -> AsyncIterator[MailServer]:
     """A mail server that only takes mails of ada, whose password is `s3cret/@`."""
+    async with serving(MailServer(), authenticator=only_ada, auth_required=True, auth_require_tls=False) as rules:
+        yield rules
 
-    def check(server: SMTP, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
-        return AuthResult(handled=False, success=data.login == b"ada" and data.password == b"s3cret/@")
 
-    async with serving(MailServer(), authenticator=check, auth_required=True, auth_require_tls=False) as rules:
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for this machine that vouches for itself, and its key, in one file."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=mail.test"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
+    return both
+
+
+@pytest.fixture
+async def encrypting_mail_server(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MailServer]:
+    """A mail server that takes mails only after STARTTLS; its certificate is trusted in this test."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    options = {"tls_context": context, "require_starttls": True, "authenticator": only_ada, "auth_required": False}
+    async with serving(MailServer(), **options) as rules:
         yield rules

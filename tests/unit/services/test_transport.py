@@ -236,3 +236,72 @@ async def test_every_mail_can_be_put_into_bytes(subject, text):
         ["from", "to", "subject", "date", "message-id", "content-type", "content-transfer-encoding", "mime-version"]
     )
     assert smtplib._fix_eols(data.decode()).encode() == data
+
+
+async def test_a_password_and_a_mail_go_encrypted(encrypting_mail_server):
+    """With STARTTLS, which is used where a server offers it, user, password and mail go encrypted."""
+    await smtp(encrypting_mail_server, "ada:s3cret%2F%40@").deliver(await mail(), message_id=ID)
+    assert len(encrypting_mail_server.taken) == 1
+    assert encrypting_mail_server.encrypted == [True]
+
+
+async def test_encryption_can_be_required(mail_server, encrypting_mail_server):
+    """With starttls=required a server that offers no encryption gets nothing, one that does gets the mail."""
+    for server, taken in ((mail_server, 0), (encrypting_mail_server, 1)):
+        url = f"smtp://ada:s3cret%2F%40@127.0.0.1:{server.port}?from=a@b.c&starttls=required"
+        if taken:
+            await transport_for(url).deliver(await mail(), message_id=ID)
+        else:
+            with pytest.raises(MailRefused, match="STARTTLS"):
+                await transport_for(url).deliver(await mail(), message_id=ID)
+        assert len(server.taken) == taken
+
+
+async def test_encryption_can_be_left_out(encrypting_mail_server):
+    """With starttls=never nothing is encrypted, and a server that wants it to be refuses for good."""
+    url = f"smtp://127.0.0.1:{encrypting_mail_server.port}?from=a@b.c&starttls=never"
+    with pytest.raises(MailRefused, match="STARTTLS") as caught:
+        await transport_for(url).deliver(await mail(), message_id=ID)
+    assert caught.value.permanent is True
+
+
+async def test_a_certificate_of_nobody_is_a_refusal(encrypting_mail_server, monkeypatch):
+    """A server whose certificate nobody vouches for gets no mail."""
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(MailRefused, match="certificate"):
+        await deliver(encrypting_mail_server)
+    assert encrypting_mail_server.taken == []
+
+
+@pytest.mark.parametrize("options", ["smtp://h?starttls=yes", "smtps://h?starttls=required"])
+def test_an_encryption_that_there_is_not_is_refused(options):
+    """Another word than auto, required and never, or one beside smtps, is refused."""
+    with pytest.raises(ValidationError, match="starttls="):
+        transport_for(options)
+
+
+@pytest.mark.parametrize("at", ["EHLO", "MAIL", "RCPT"])
+async def test_a_connection_lost_before_the_data_is_a_refusal(mail_server, at):
+    """A line that is dropped before the mail was offered leaves no doubt: it was not taken, and may be tried again."""
+    mail_server.drop_at = at
+    with pytest.raises(MailRefused) as caught:
+        await deliver(mail_server)
+    assert (caught.value.permanent, mail_server.taken) == (False, [])
+
+
+async def test_a_server_that_never_says_a_word_is_a_refusal():
+    """A server that takes the connection and is silent is given up after a while, and nothing was taken."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        transport = transport_for(f"smtp://127.0.0.1:{silent.getsockname()[1]}?from=a@b.c")
+        transport._command_seconds = 0.05
+        with pytest.raises(MailRefused) as caught:
+            await transport.deliver(await mail(), message_id=ID)
+    assert caught.value.permanent is False
+
+
+async def test_the_console_names_what_is_attached(capsys):
+    """What is printed has a line for each file."""
+    await transport_for("console:").deliver(await mail(attachments=[("a.png", b"xyz")]), message_id=ID)
+    assert "Attachment: a.png (image/png, 3 bytes)" in capsys.readouterr().out

@@ -220,3 +220,25 @@ CREATE TABLE pieces (
     updated_at INTEGER NOT NULL,
     PRIMARY KEY (space, piece_id)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE digests (
+    digest_id TEXT PRIMARY KEY,
+    space TEXT NOT NULL,
+    email TEXT NOT NULL,
+    last_id TEXT NOT NULL,
+    due_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX digests_due ON digests (due_at, digest_id);
+
+CREATE TABLE notifications (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    notification_id TEXT UNIQUE,
+    digest_id TEXT NOT NULL,
+    alike TEXT NOT NULL,
+    subject TEXT,
+    body BLOB NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX notifications_of_digest ON notifications (digest_id, seq);

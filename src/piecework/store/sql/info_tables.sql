@@ -16,3 +16,5 @@ UNION ALL SELECT 'occurrences', count(*) FROM occurrences
 UNION ALL SELECT 'pieces', count(*) FROM pieces
 UNION ALL SELECT 'spaces', count(*) FROM spaces
 UNION ALL SELECT 'nodes', count(*) FROM nodes
+UNION ALL SELECT 'digests', count(*) FROM digests
+UNION ALL SELECT 'notifications', count(*) FROM notifications
