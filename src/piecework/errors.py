@@ -148,6 +148,14 @@ class TimeoutExceededError(PieceworkError, TimeoutError):
     cure = "raise the limit, or do less at once"
 
 
+class WorkspacesLimitError(TimeoutExceededError):
+    """As many workspaces as may be are open, and none was closed in time."""
+
+    code = "WORKSPACES_LIMIT"
+    cause = "as many workspaces as may be are open, and none was closed in time"
+    cure = "the message names who has them; open fewer at once, or raise `workspaces_limit`"
+
+
 class ExecutionFailedError(PieceworkError):
     """A step or a hook of a run raised."""
 
@@ -186,6 +194,14 @@ class ClosedError(PieceworkError):
     code = "CLOSED"
     cause = "a workspace, container, store or app was used after its end"
     cure = "open a new one"
+
+
+class CrossWorkspaceError(PieceworkError):
+    """What belongs to one workspace was used for input or output inside another."""
+
+    code = "CROSS_WORKSPACE"
+    cause = "a row, a query or a service of one workspace was used inside a function that has another"
+    cure = "ask the function's own `ws` for it; hand over plain values such as ids"
 
 
 class DisposedError(ClosedError):
