@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS ?= durable_runs store_commit_stage store_event_waits store_claim store_busy_thread container_scopes workspace_database
+BENCHMARKS ?= durable_runs store_commit_stage store_event_waits store_claim store_busy_thread container_scopes workspace_database workspaces
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_PYTHON_DOWNLOADS := never
 

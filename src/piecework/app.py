@@ -45,7 +45,10 @@ from piecework.store.sqlite import SqliteStore, sqlite_path
 from piecework.store.values import check_identifier
 from piecework.telemetry import signals
 from piecework.workflow.definition import Workflow
+from piecework.workspace.admission import Workspaces
 from piecework.workspace.modules import check_modules, import_modules
+from piecework.workspace.opening import NewWorkspace
+from piecework.workspace.processes import ProcessCalls
 from piecework.workspace.supervise import Supervisor
 from piecework.workspace.threads import SyncThreads
 from piecework.workspace.workspace import (
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from piecework.space.service import PieceService
     from piecework.store.contract import Store
     from piecework.workflow.runtime import Runtime
+    from piecework.workspace.context import OpenTransaction
     from piecework.workspace.supervise import Handle
     from piecework.workspace.workspace import Workspace
 
@@ -145,6 +149,8 @@ class App:
         self._container: Container | None = None
         self._supervisor: Supervisor | None = None
         self._threads: SyncThreads | None = None
+        self._workspaces: Workspaces | None = None
+        self._processes: ProcessCalls | None = None
         self._opened_settings: Settings | None = None
         self._ask: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
         self._sender: str | None = None
@@ -306,6 +312,22 @@ class App:
     def threads(self) -> SyncThreads:
         """Where synchronous functions run."""
         return self._opened(self._threads)
+
+    @property
+    def workspaces(self) -> Workspaces:
+        """The workspaces that are open: how many there may be, and who hears of them."""
+        if self._workspaces is None:
+            raise self._not_open()
+        return self._workspaces
+
+    @property
+    def processes(self) -> ProcessCalls:
+        """Where functions run in processes of their own."""
+        return self._opened(self._processes)
+
+    def current_transaction(self, ws: Workspace) -> OpenTransaction | None:  # noqa: ARG002 - of the database, when it has some
+        """The transaction that the calling code has open on that workspace's database, or None."""
+        return None
 
     @property
     def supervisor(self) -> Supervisor:
@@ -522,20 +544,39 @@ class App:
     def workspace(
         self,
         *,
+        isolation: str = "scope",
+        timeout_seconds: float | None = None,
+        inherit: Iterable[str] = (),
         space: str | None = None,
         user: Any = None,
         params: Mapping[str, Any] | None = None,
         key: str | None = None,
-    ) -> AbstractAsyncContextManager[Workspace]:
-        """Opens a fresh workspace with `async with`.
+    ) -> NewWorkspace:
+        """Says what a new workspace is to be like: open it by `async with`, or `run`, `spawn` or `map` a function.
 
         Args:
+            isolation: "scope", or "process" for a fresh child process; see `NewWorkspace`.
+            timeout_seconds: How long it may be open; None means no limit.
+            inherit: Empty: there is no workspace here that it could be taken from.
             space: The tenant.
             user: What `ws.user` is.
             params: What `ws.params` is.
             key: The idempotency key, where the same work may be done again.
+
+        Raises:
+            ClosedError: The app is not open.
+            ValidationError: There is no such isolation, something is to be inherited, or the time is not positive.
         """
-        return open_workspace(self, space=space, user=user, params=params, key=key)
+        return NewWorkspace(
+            self,
+            isolation=isolation,
+            timeout_seconds=timeout_seconds,
+            inherit=inherit,
+            space=space,
+            user=user,
+            params=params,
+            key=key,
+        )
 
     async def run_in_new_workspace(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Calls a function in a fresh workspace; see `Workspace.run_in_new_workspace`."""
@@ -655,6 +696,11 @@ class App:
             close_timeout_seconds=settings.close_timeout_seconds,
         )
         stack.push_async_exit(self._container)
+        self._workspaces = Workspaces(
+            settings.workspaces_limit, wait_seconds=settings.workspaces_wait_seconds, clock=self.clock
+        )
+        self._processes = ProcessCalls(self, settings, make_init=self._worker_init, address=self._address)
+        stack.push_async_callback(self._processes.stop)
         self._supervisor = Supervisor()
         stack.push_async_callback(self._supervisor.drain, settings.close_timeout_seconds)
         stack.push_async_callback(self.bus.drain, settings.close_timeout_seconds)
@@ -762,15 +808,15 @@ class App:
         add(Recipe("send_mail", self._send_mail, Scope.TRANSIENT))
         add(Recipe("__env__", self._env_service, Scope.APP, provides=EnvService), internal=True)
 
-    def _address(self) -> Address:
-        return address_of(self, name=self.name, made_in=self._made_in, import_path=self.import_path)
+    def _address(self, why: str = "has pieces") -> Address:
+        return address_of(self, name=self.name, made_in=self._made_in, import_path=self.import_path, why=why)
 
-    def _worker_init(self, space: str) -> protocol.Init:
+    def _worker_init(self, space: str | None) -> protocol.Init:
         """What is in force here and wins over the module's own values in a worker."""
         defaults, settings = Settings(), self.settings
         numbers = {name: getattr(settings, name) for name in Settings.__slots__}
         return protocol.Init(
-            space=space,
+            space=space or "",
             env={key: value for key, value in (self._env or {}).items() if value is not None},
             database=self._database_address(),
             settings={name: value for name, value in numbers.items() if value != getattr(defaults, name)},

@@ -31,6 +31,8 @@ class Settings:
         crash_limit: How often a run may take its process down without progress before it fails with CRASHED.
         close_timeout_seconds: How long one closer of a service may take.
         abort_grace_seconds: How long an aborted step may go on before it is abandoned.
+        workspaces_limit: Workspaces open at once; further ones wait.
+        workspaces_wait_seconds: How long they wait.
         sync_threads_limit: Threads for synchronous user functions.
         connect_timeout_seconds: How long a client waits for a node.
         payload_limit_bytes: The largest encoded value (payload, state, result).
@@ -55,6 +57,8 @@ class Settings:
     crash_limit: int = 5
     close_timeout_seconds: float = 10
     abort_grace_seconds: float = 10
+    workspaces_limit: int = 1000
+    workspaces_wait_seconds: float = 30
     sync_threads_limit: int = 32
     connect_timeout_seconds: float = 5
     payload_limit_bytes: int = 16_777_216

@@ -148,6 +148,14 @@ class TimeoutExceededError(PieceworkError, TimeoutError):
     cure = "raise the limit, or do less at once"
 
 
+class WorkspacesLimitError(TimeoutExceededError):
+    """As many workspaces as may be are open, and none was closed in time."""
+
+    code = "WORKSPACES_LIMIT"
+    cause = "as many workspaces as may be are open, and none was closed in time"
+    cure = "the message names who has them; open fewer at once, or raise `workspaces_limit`"
+
+
 class ExecutionFailedError(PieceworkError):
     """A step or a hook of a run raised."""
 

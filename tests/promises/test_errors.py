@@ -51,6 +51,7 @@ from piecework.errors import (
     TransactionClosedError,
     UnstableError,
     ValidationError,
+    WorkspacesLimitError,
 )
 from piecework.process import linux, protocol
 from piecework.process.launch import Zygote
@@ -93,6 +94,32 @@ def test_every_class_says_its_own_cause_and_cure():
 def test_every_class_is_done_for_real():
     """Each class of error is raised by a test of this file, by no more than using Piecework."""
     assert set(make_errors.classes()) == DONE
+
+
+# -- workspaces ---------------------------------------------------------------------------------------------------
+
+
+@of(CrossWorkspaceError)
+async def test_cross_workspace(app):
+    """What belongs to one workspace, inside a function that has another: both are named."""
+
+    async def child(outer):
+        with told(CrossWorkspaceError, "its database belongs to workspace", outer.id):
+            outer.check_here("its database")
+
+    async with app.workspace() as ws:
+        await ws.run_in_new_workspace(child, ws)
+
+
+@of(WorkspacesLimitError)
+async def test_workspaces_limit(make_app):
+    """As many workspaces as may be are open: who has the places, and what to do."""
+    async with make_app(settings=Settings(workspaces_limit=1, workspaces_wait_seconds=0.05)) as app:
+        holder = app.spawn_in_new_workspace(asyncio.Event().wait)
+        await asyncio.sleep(0)
+        with told(WorkspacesLimitError, "raise workspaces_limit", "Event.wait", limit=1):
+            await app.run_in_new_workspace(lambda: 1)
+        holder.cancel()
 
 
 # -- definitions and calls ---------------------------------------------------------------------------------------

@@ -572,6 +572,13 @@ class Container(Place):
                 self._hook()
         return self._graph
 
+    def closing_names(self) -> list[str]:
+        """The services that have something to be closed, by name, in the order in which they will be."""
+        if self._graph is not None:
+            self._graph.promote()
+            return [made.artifact.name for made in reversed(self._graph.stack)]
+        return [recipe.name for recipe, _ in reversed(self.opened or ())]
+
     def keep(self, recipe: Recipe, generator: Any) -> None:
         """Keeps a generator that was opened the quick way, to be ended when the container is closed."""
         if self.opened is None:

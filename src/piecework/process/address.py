@@ -21,7 +21,7 @@ class Address:
     main_path: str | None = None
 
 
-def address_of(value: object, *, name: str, made_in: str, import_path: str | None) -> Address:
+def address_of(value: object, *, name: str, made_in: str, import_path: str | None, why: str = "has pieces") -> Address:
     """Finds an object by identity among the modules that are loaded.
 
     Args:
@@ -29,6 +29,7 @@ def address_of(value: object, *, name: str, made_in: str, import_path: str | Non
         name: What it is called, for the error.
         made_in: The module that made it: looked at first.
         import_path: Where it is, by its owner's word; nothing is looked for then.
+        why: What it needs another process for, for the error.
 
     Raises:
         AppImportError: No module has it as an attribute.
@@ -44,7 +45,7 @@ def address_of(value: object, *, name: str, made_in: str, import_path: str | Non
             if found is value:
                 return Address(f"{module_name}:{attribute}", main_path)
     raise AppImportError(
-        f"app {name!r} has pieces, but no module has it as an attribute, so a worker process cannot import it: "
+        f"app {name!r} {why}, but no module has it as an attribute, so a worker process cannot import it: "
         "assign it at module level, or give App(import_path='package.module:app')",
         app=name,
     )

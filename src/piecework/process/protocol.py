@@ -180,10 +180,43 @@ class Reply(Message, frozen=True):
     error: dict[str, Any] | None = None
 
 
+class Call(Message, frozen=True):
+    """One function to call in a process of its own.
+
+    Attributes:
+        function: "module:qualified name".
+        given: JSON: `args`, `kwargs`, and what its workspace is like: `space user params key`.
+        fields: What its log lines carry.
+    """
+
+    function: str
+    given: bytes
+    fields: dict[str, Any] = {}
+
+
+class Returned(Message, frozen=True):
+    """What became of a call; everything of it is closed.
+
+    Attributes:
+        value: What it returned, as JSON.
+        error: `type`, `code`, `message` and `trace`, where it failed.
+        raised: True when the function itself raised that, or what it opened did.
+    """
+
+    value: bytes = b"null"
+    error: dict[str, Any] | None = None
+    raised: bool = False
+
+
 ToWorker = Init | Run | Cancel | Stop | Reply
 """What a node sends to a worker."""
 ToNode = Hello | Ready | Begun | Result | Log | Ask | Fatal
 """What a worker sends to its node."""
+
+ToCallee = Init | Call | Cancel | Reply
+"""What a process that calls one function is sent."""
+ToCaller = Returned | Ask
+"""What it sends."""
 
 
 def revive(error: dict[str, Any]) -> PieceworkError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -92,6 +92,17 @@ def bind(**fields: Any) -> Iterator[None]:
     finally:
         # Not a token's reset: a generator may be closed in another context than the one that it began in.
         _bound.set(before)
+
+
+def bound() -> dict[str, Any]:
+    """What `bind` put around the caller; not to be changed."""
+    return _bound.get()
+
+
+def carry(context: Context) -> Context:
+    """Puts what `bind` put around the caller into another context, for a task that outlives the caller."""
+    context.run(_bound.set, _bound.get())
+    return context
 
 
 def configure(*, level: str = "info", json: bool = False) -> None:

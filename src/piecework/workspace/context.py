@@ -1,24 +1,62 @@
-"""The life of a workspace: opened, current, closed; and what a workspace needs of the app that hosts it."""
+"""The workspace that code runs in, the states of one, and what it needs of the app that hosts it."""
 
 from __future__ import annotations
 
-import weakref
 from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from piecework.errors import ClosedError, InvalidStateError, describe
-from piecework.telemetry import signals
+from piecework.errors import ClosedError, InvalidStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import TracebackType
+    from collections.abc import Callable, Mapping
 
     from piecework.clock import Clock
     from piecework.config import Settings
     from piecework.container.container import Container
+    from piecework.workspace.admission import Workspaces
+    from piecework.workspace.opening import Opening
+    from piecework.workspace.processes import ProcessCalls
     from piecework.workspace.supervise import Supervisor
     from piecework.workspace.threads import SyncThreads
     from piecework.workspace.workspace import Workspace
+
+
+class State(StrEnum):
+    """Where a workspace is in its life; it only goes forward."""
+
+    NEW = "new"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FAILED_OPEN = "failed_open"
+
+
+class OpenTransaction(Protocol):
+    """What the open transaction of a workspace lets others do."""
+
+    def after_commit(self, fn: Callable[[], Any]) -> None:
+        """Has `fn`, plain or async, called when the outermost transaction has committed; a rollback drops it."""
+        ...
+
+    def after_rollback(self, fn: Callable[[], Any]) -> None:
+        """Has the plain function `fn` called when it, or one around it, was rolled back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """The receipt of an event that waits for the commit of a transaction.
+
+    Attributes:
+        event_id: The event.
+        dispatched: None: what becomes of it is decided when it is published.
+    """
+
+    event_id: str
+    dispatched: None = None
 
 
 class Host(Protocol):
@@ -64,6 +102,20 @@ class Host(Protocol):
         """Who owns the children that nobody awaits."""
         ...
 
+    @property
+    def workspaces(self) -> Workspaces:
+        """The workspaces that are open: how many there may be, and who hears of them."""
+        ...
+
+    @property
+    def processes(self) -> ProcessCalls:
+        """Where functions run in processes of their own."""
+        ...
+
+    def current_transaction(self, ws: Workspace) -> OpenTransaction | None:
+        """The transaction that the calling code has open on that workspace's database, or None."""
+        ...
+
     async def publish(self, type: str, payload: dict[str, Any], *, id: str | None, space: str | None) -> Any:  # noqa: A002 - the words of the field
         """Publishes an event; returns its receipt when it is durable."""
         ...
@@ -82,8 +134,8 @@ class Host(Protocol):
         ...
 
 
-# A weak reference: a task that outlives its workspace carries these variables on and must not keep it alive.
-_current: ContextVar[weakref.ref[Workspace] | None] = ContextVar("piecework_workspace", default=None)
+current: ContextVar[Opening | None] = ContextVar("piecework_workspace", default=None)
+"""What opened the innermost workspace of the code that runs; it lets go of that when it closes it."""
 
 
 def current_workspace() -> Workspace:
@@ -93,57 +145,21 @@ def current_workspace() -> Workspace:
         InvalidStateError: It runs in none.
         ClosedError: That workspace is closed; the caller has outlived it.
     """
-    reference = _current.get()
-    if reference is None:
+    opening = current.get()
+    if opening is None:
         raise InvalidStateError("there is no current workspace: call this inside `async with app.workspace()`")
-    workspace = reference()
+    workspace = opening.workspace
     if workspace is None:
-        raise ClosedError("the current workspace is closed: what runs on after it needs a workspace of its own")
+        raise ClosedError(
+            f"the current workspace, {opening.id}, is closed: what runs on after it needs a workspace of its own",
+            id=opening.id,
+        )
     workspace.check_open()
     return workspace
 
 
-class Opened:
-    """Opens a workspace for the body of an `async with`, and closes what was opened in it.
-
-    Closing goes on to its end however often the caller is cancelled. The error of the body wins, with what failed
-    while closing written onto it; failures of closing alone are raised as a group. All of them are logged.
-    """
-
-    __slots__ = ("_container", "_previous", "_workspace")
-
-    def __init__(self, workspace: Workspace, container: Container) -> None:
-        self._workspace = workspace
-        self._container = container
-        self._previous: weakref.ref[Workspace] | None = None
-
-    async def __aenter__(self) -> Workspace:
-        if self._container.closed:
-            raise ClosedError(f"workspace {self._workspace.id} was closed already: open a new one")
-        self._previous = _current.get()
-        _current.set(weakref.ref(self._workspace))
-        return self._workspace
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._container.finish(error)
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        # No token: it could not be reset when the body is left in another task than it was entered in.
-        current = _current.get()
-        if current is not None and current() is self._workspace:
-            _current.set(self._previous)
-        # The two know each other; without this they would wait for the garbage collector.
-        self._container.workspace = None
-        failures = self._container.close_failures
-        if failures:
-            signals.emit(
-                signals.CLOSE_FAILED,
-                level="error",
-                workspace_id=self._workspace.id,
-                errors=[describe(failure) for failure in failures],
-            )
+def current_root_id() -> str:
+    """The id of the root of the workspace that the calling code runs in; empty when it runs in none."""
+    opening = current.get()
+    workspace = None if opening is None else opening.workspace
+    return "" if workspace is None else workspace.root.id

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import StoppedError, describe
 from piecework.ids import new_id
-from piecework.telemetry import signals
+from piecework.telemetry import logs, signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
 
 class Handle:
@@ -91,7 +92,7 @@ class Supervisor:
         return len(self._tasks)
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, Any]], *, name: str) -> Handle:
-        """Starts a child, with context variables of its own: nothing of the caller's is carried along.
+        """Starts a child, with context variables of its own: but for what the log lines carry, nothing comes along.
 
         Args:
             work: Makes the coroutine to run.
@@ -102,11 +103,31 @@ class Supervisor:
         """
         if self._closed:
             raise StoppedError(f"the app is stopping: {name!r} was not started", name=name)
-        task = asyncio.create_task(work(), name=f"child {name}", context=contextvars.Context())
+        task = asyncio.create_task(work(), name=f"child {name}", context=logs.carry(contextvars.Context()))
         self.started += 1
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._ended(done, name))
         return Handle(name, task)
+
+    def call(self, fn: Callable[[], Any]) -> None:
+        """Calls a function that takes nothing; what it returns, if that can be awaited, becomes a child.
+
+        Raises:
+            StoppedError: It returned something to await, and the app is ending.
+            Exception: Whatever it raised.
+        """
+        result = fn()
+        if inspect.isawaitable(result):
+            self.spawn(lambda: _awaited(result), name=getattr(fn, "__qualname__", type(fn).__qualname__))
+
+    def call_safely(self, fn: Callable[[], Any]) -> None:
+        """Calls it like `call`; a failure is counted and told, and reaches nobody."""
+        try:
+            self.call(fn)
+        except Exception as error:  # noqa: BLE001 - told: what is done already is not to fail by what comes after it
+            self.failed += 1
+            name = getattr(fn, "__qualname__", type(fn).__qualname__)
+            signals.emit(signals.CHILD_FAILED, level="error", name=name, error=describe(error))
 
     async def drain(self, grace_seconds: float) -> Drained:
         """Takes no more children, waits for those alive, then cancels the rest.
@@ -133,3 +154,7 @@ class Supervisor:
         signals.emit(signals.CHILD_FAILED, level="error", name=name, error=describe(error))
         # Who keeps the handle keeps the error; its frames would keep the workspace and all that was in it.
         traceback.clear_frames(error.__traceback__)
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result

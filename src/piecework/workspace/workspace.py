@@ -4,86 +4,71 @@ Services are attributes (`ws.database`) or awaited (`await ws.require("reports")
 of its own; a fork shares those of its root and has its own params, idempotency key and logger.
 """
 
+# ruff: noqa: SLF001 - a workspace reads the private parts of its root and of what it is a fork of
+
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from piecework.bus.event import Event
+from piecework.clock import as_datetime, micros
 from piecework.container.container import Container
 from piecework.container.scope import Scope
-from piecework.errors import ClosedError, NotFoundError, ValidationError
+from piecework.errors import ClosedError, CrossWorkspaceError, NotFoundError
 from piecework.ids import new_id
 from piecework.store import values
 from piecework.telemetry.logs import get_logger
-from piecework.workspace.context import Host, Opened
+from piecework.workspace.context import Host, Promised, State, current, current_workspace
+from piecework.workspace.inheriting import FrozenDict
 from piecework.workspace.inject import call_injected, check_callable, name_of
+from piecework.workspace.report import CloseReport, place_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+    from types import CodeType
 
-    from piecework.container.state import State
+    from piecework.container.state import State as RunState
+    from piecework.workspace.opening import NewWorkspace, Opening
     from piecework.workspace.supervise import Handle
 
 T = TypeVar("T")
 
 
 class Workspace:
-    """An isolated place to work in; `open_workspace` and `fork` make one.
+    """An isolated place to work in; `app.workspace()` and `fork` make one.
 
     An attribute that is none of its own is a service. One that is made asynchronously is awaited first:
     `await ws.require(name)`.
 
     Attributes:
-        id: Names it.
-        params: What it was opened with: a mapping of its own.
-        space: The tenant it works for, or None.
-        user: Whoever it works for, or None.
-        key: The idempotency key: the same whenever the same work is done again; None where nothing repeats it.
         parent: The workspace that it is a fork of, or None.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_container",
-        "_host",
-        "_logger",
-        "_published",
-        "_root",
-        "id",
-        "key",
-        "params",
-        "parent",
-        "space",
-        "user",
-    )
+    # What most workspaces never have is kept with the class: opening one is to cost next to nothing.
+    parent: Workspace | None = None
+    _root: Workspace | None = None
+    _container: Container | None = None
+    _params: dict[str, Any] | None = None
+    _logger: Any = None
+    _published: dict[str, int] | None = None
+    _phase: State = State.NEW
+    _closing: bool = False
+    _opened: float | None = None
+    _closed: float | None = None
+    _deadline: float | None = None
+    _place: tuple[CodeType, int] | None = None
+    _services: tuple[str, ...] = ()
+    _failures: tuple[dict[str, Any], ...] = ()
+    _above: Workspace | None = None
+    _below: int = 0
 
-    def __init__(
-        self,
-        host: Host,
-        container: Container,
-        *,
-        id: str,  # noqa: A002 - the word of the field
-        params: Mapping[str, Any] | None,
-        space: str | None,
-        user: Any,
-        key: str | None,
-        logger: Any,
-        parent: Workspace | None,
-    ) -> None:
-        self.id = id
-        self.params: dict[str, Any] = dict(params) if params else {}
-        self.space = space
-        self.user = user
-        self.key = key
-        self.parent = parent
-        self._host = host
-        self._container = container
-        self._logger = logger
-        self._published: dict[str, int] | None = None
-        self._root = None if parent is None else parent.root
-        container.workspace = self
+    def __init__(self, opening: Opening) -> None:
+        self._host = opening.host
+        self._opening = opening
 
     def __repr__(self) -> str:
         return f"<{'fork' if self.parent else 'workspace'} {self.id}{' (closed)' if self.closed else ''}>"
@@ -93,7 +78,7 @@ class Workspace:
             raise AttributeError(f"a workspace has no {name!r}")
         self.check_open()
         try:
-            return self._container.require_now(name)
+            return self.container.require_now(name)
         except NotFoundError as error:
             raise AttributeError(f"a workspace has no {name!r}: {error.message}") from error
 
@@ -110,7 +95,73 @@ class Workspace:
     @property
     def container(self) -> Container:
         """Where its services live."""
-        return self._container
+        found = self._container
+        if found is None:
+            self.check_open()
+            found = self._container = self._make_container()
+        return found
+
+    @property
+    def id(self) -> str:
+        """Names it."""
+        return self._opening.id
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What it was opened with: a mapping of its own; what was inherited cannot be changed."""
+        if self._params is None:
+            given = self._opening.params
+            self._params = given if isinstance(given, FrozenDict) else dict(given or ())
+        return self._params
+
+    @property
+    def space(self) -> str | None:
+        """The tenant it works for, or None."""
+        return self._opening.space
+
+    @property
+    def user(self) -> Any:
+        """Whoever it works for, or None."""
+        return self._opening.user
+
+    @property
+    def key(self) -> str | None:
+        """The idempotency key: the same whenever the same work is done again; None where nothing repeats it."""
+        return self._opening.key
+
+    @property
+    def phase(self) -> State:
+        """Where it is in its life: new, opening, open, closing, closed, or failed_open."""
+        if self._closed is not None:
+            return State.CLOSED
+        if self._opened is None:
+            return self._phase
+        return State.CLOSING if self._closing else State.OPEN
+
+    @property
+    def deadline(self) -> datetime | None:
+        """Until when it may be open: its own time limit, or that of a workspace around it; None where there is none."""
+        if self._deadline is None:
+            return None if self._root is None else self._root.deadline
+        left = self._deadline - self._opening.rooms.monotonic()
+        return as_datetime(self._host.clock.now() + micros(left))
+
+    @property
+    def report(self) -> CloseReport | None:
+        """How it ended; None until it is closed."""
+        if self._closed is None or self._opened is None:
+            return None
+        since = self._opening.rooms.monotonic() - self._closed
+        closed_at = as_datetime(self._host.clock.now() - micros(since))
+        assert closed_at is not None
+        return CloseReport(
+            id=self.id,
+            closed_at=closed_at,
+            duration_seconds=self._closed - self._opened,
+            place=place_text(self._place),
+            services=self._services,
+            failures=self._failures,
+        )
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -125,32 +176,63 @@ class Workspace:
     @property
     def run_id(self) -> str | None:
         """The run that it belongs to, or None."""
-        return self.root.container.run_id
+        return self.root._opening.run_id
 
     @property
     def logger(self) -> Any:
         """A logger whose lines carry this workspace's id."""
         if self._logger is None:
-            self._logger = get_logger("piecework.workspace", workspace_id=self.id)
+            given = self._opening.logger
+            self._logger = get_logger("piecework.workspace", workspace_id=self.id) if given is None else given
         return self._logger
 
     @property
     def closed(self) -> bool:
         """True from the moment that closing begins; of a fork also when its root closes."""
-        return self._container.closed or (self._root is not None and self._root.closed)
+        return self._closing or (self._root is not None and self._root._closing)
 
     def check_open(self) -> None:
         """Refuses any use once closing has begun.
 
         Raises:
-            ClosedError: The message has the workspace's id.
+            ClosedError: The message has the workspace's id, and where and when it was closed.
         """
-        if self.closed:
+        if self._closing or (self._root is not None and self._root._closing):
+            ended = self if self._closing else self.root
+            report = ended.report
+            when = "" if report is None else f" (at {report.closed_at:%Y-%m-%d %H:%M:%S} UTC)"
+            place = place_text(ended._place)
+            what = f" when {ended._what} had ended" if ended._opening.fn is not None else ""
+            where = f", in {place}" if place else what
             raise ClosedError(
-                f"workspace {self.id} is closed: what runs on after it needs one of its own, "
+                f"workspace {self.id} is closed{when}{where}: what runs on after it needs one of its own, "
                 "as ws.spawn_in_new_workspace gives it",
                 id=self.id,
+                closed_at=None if report is None else report.closed_at,
+                place=place,
             )
+
+    def check_here(self, what: str) -> None:
+        """Refuses the use of what belongs to this workspace inside a function that was given another one.
+
+        Args:
+            what: Named in the error, such as "its database".
+
+        Raises:
+            CrossWorkspaceError: The message has both ids.
+            ClosedError: It is closed.
+        """
+        self.check_open()
+        root, opening = self.root, current.get()
+        while opening is not None and (other := opening.workspace) is not None and other.root is not root:
+            if opening.fn is not None:
+                raise CrossWorkspaceError(
+                    f"{what} belongs to workspace {self.id} and was used in {other.id} ({other._what}): "
+                    "ask the function's own ws for it, and hand over plain values such as ids",
+                    id=self.id,
+                    used_in=other.id,
+                )
+            opening = opening.previous
 
     @overload
     async def require(self, key: type[T]) -> T: ...
@@ -169,7 +251,7 @@ class Workspace:
             Exception: Whatever its factory raised; the next call tries again.
         """
         self.check_open()
-        return await self._container.require(key)
+        return await self.container.require(key)
 
     @contextmanager
     def override(self, key: str | type, value: Any) -> Iterator[Any]:
@@ -194,13 +276,13 @@ class Workspace:
             ClosedError: The workspace is closed.
         """
         self.check_open()
-        restore = self._container.override(key, value)
+        restore = self.container.override(key, value)
         try:
             yield value
         finally:
             restore()
 
-    def fork(self, *, key: str | None = None, params: Mapping[str, Any] | None = None, logger: Any = None) -> Opened:
+    def fork(self, *, key: str | None = None, params: Mapping[str, Any] | None = None, logger: Any = None) -> Opening:
         """Opens, with `async with`, a workspace that shares this one's run services.
 
         Transient services asked for in it see it, and are closed with it.
@@ -213,30 +295,124 @@ class Workspace:
         Raises:
             ClosedError: The workspace is closed.
         """
+        from piecework.workspace.opening import Fork  # the two modules need each other
+
         self.check_open()
-        fork_id = new_id()
-        container = Container(
-            "workspace",
-            id=fork_id,
-            level=Scope.TRANSIENT,
-            parents=(self.root.container,),
-            close_timeout_seconds=self._host.settings.close_timeout_seconds,
-        )
-        # The container of a fork is a child of the root's, whose overrides it sees by itself.
-        if self._root is not None and (overridden := self._container.overridden) is not None:
-            _override_all(container, overridden)
-        fork = Workspace(
+        fork = Fork(self._host, self._opening.rooms, self)
+        fork.space = self.space
+        fork.user = self.user
+        fork.key = key
+        fork.params = params
+        fork.logger = logger
+        return fork
+
+    def workspace(
+        self,
+        *,
+        isolation: str = "scope",
+        timeout_seconds: float | None = None,
+        inherit: Iterable[str] = (),
+        space: str | None = None,
+        user: Any = None,
+        params: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> NewWorkspace:
+        """Says what a new workspace is to be like: open it by `async with`, or `run`, `spawn` or `map` a function.
+
+            value = await ws.workspace(timeout_seconds=5, inherit=("space",)).run(fn, 1)
+
+        Whatever is not said, it does not have; what stands for services here by `override` it has anyway.
+
+        Args:
+            isolation: "scope", or "process" for a fresh child process; see `NewWorkspace`.
+            timeout_seconds: How long it may be open; None means no limit of its own.
+            inherit: What it takes over from here: any of "space", "params" and "user", as copies that cannot be
+                changed.
+            space: The tenant.
+            user: What its `user` is.
+            params: What its `params` are.
+            key: The idempotency key, where the same work may be done again.
+
+        Raises:
+            ValidationError: There is no such isolation, nothing of that name to inherit, or the time is not positive.
+        """
+        from piecework.workspace.opening import NewWorkspace  # the two modules need each other
+
+        return NewWorkspace(
             self._host,
-            container,
-            id=fork_id,
+            isolation=isolation,
+            timeout_seconds=timeout_seconds,
+            inherit=inherit,
+            space=space,
+            user=user,
             params=params,
-            space=self.space,
-            user=self.user,
             key=key,
-            logger=logger,
-            parent=self,
+            caller=self,
         )
-        return Opened(fork, container)
+
+    @staticmethod
+    async def run(where: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Calls a function in a fresh workspace: all that runs functions in new workspaces comes through here.
+
+            await Workspace.run(app, fn, 1, key="x")
+
+        Args:
+            where: The app, a workspace of it, or what `workspace(…)` gave. It may be left out inside a workspace:
+                `Workspace.run(fn, 1)`.
+            *args: The function, then its own arguments.
+            **kwargs: The function's own arguments.
+
+        Raises:
+            TypeError: There is nothing that can be called; nothing was opened.
+            InvalidStateError: It was left out, and no workspace is open here.
+            Exception: As of `NewWorkspace.run`.
+        """
+        from piecework.workspace.opening import PROCESS, NewWorkspace  # the two modules need each other
+
+        if isinstance(where, NewWorkspace):
+            new = where
+        elif isinstance(where, Workspace):
+            new = where.workspace()
+        elif hasattr(where, "workspaces"):
+            new = NewWorkspace(where)
+        else:
+            check_callable(where)
+            new, args = current_workspace().workspace(), (where, *args)
+        fn, *own = args or (None,)
+        check_callable(fn)
+        new.fn = fn
+        if new.isolation is PROCESS:
+            return await new.host.processes.call(new, fn, own, kwargs)
+        async with new as ws:
+            return await call_injected(fn, ws, own, kwargs)
+
+    def peek(self, key: str | type) -> Any:
+        """Gives a service that is built already, without ever building; else None."""
+        container = self.root._container
+        return None if container is None else container.peek(key)
+
+    def after_commit(self, fn: Callable[[], Any]) -> None:
+        """Has a function called when the open transaction of `ws.database` has committed, and never when it did not.
+
+        Where no transaction is open it is called at once. It stays in this process: what must not be lost when the
+        process dies in between is a job.
+
+        Args:
+            fn: Takes nothing. A plain one is called on the event loop; an async one runs supervised, nobody waits for
+                it.
+
+        Raises:
+            ClosedError: The workspace is closed.
+            TypeError: It cannot be called.
+            Exception: Whatever a plain one raised that was called at once.
+        """
+        self.check_open()
+        check_callable(fn)
+        transaction = self._host.current_transaction(self)
+        if transaction is None:
+            self._host.supervisor.call(fn)
+        else:
+            transaction.after_commit(partial(self._host.supervisor.call_safely, fn))
 
     # The three below need nothing of this workspace, so a reference to them works on after it is closed.
 
@@ -253,11 +429,12 @@ class Workspace:
             ExceptionGroup: It succeeded, and closing failed.
             Exception: Whatever it raised.
         """
-        return await run_in_new_workspace(self._host, fn, args, kwargs, overrides=self._container.overridden)
+        return await run_in_new_workspace(self._host, fn, args, kwargs, overrides=self._overridden)
 
     def spawn_in_new_workspace(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Handle:
         """Starts a function in a fresh workspace and does not wait for it.
 
+        Inside an open transaction of `ws.database` it starts when that commits; a rollback drops it.
         It is supervised: a failure is logged and counted and never reaches the caller, and the app waits for it when
         it ends. For work that must not be lost, enqueue a job.
 
@@ -268,7 +445,7 @@ class Workspace:
             TypeError: `fn` cannot be called; nothing was opened.
             StoppedError: The app is ending.
         """
-        return spawn_in_new_workspace(self._host, fn, args, kwargs, overrides=self._container.overridden)
+        return self.workspace().spawn(fn, *args, **kwargs)
 
     async def map_in_workspaces(self, fn: Callable[..., Any], items: Iterable[Any], *, limit: int = 10) -> list[Any]:
         """Calls a function for each item, each in a fresh workspace; gives the results in the items' order.
@@ -282,7 +459,7 @@ class Workspace:
             ValidationError: `limit` is below one.
             Exception: Whatever the first failing call raised; the others were cancelled and closed.
         """
-        return await map_in_workspaces(self._host, fn, items, limit=limit, overrides=self._container.overridden)
+        return await map_in_workspaces(self._host, fn, items, limit=limit, overrides=self._overridden)
 
     async def publish(
         self,
@@ -293,6 +470,9 @@ class Workspace:
         space: str | None = None,
     ) -> Any:
         """Publishes an event; returns its receipt when it is durable.
+
+        Inside an open transaction of `ws.database` it is published when that has committed, and never when it was
+        rolled back; the receipt's `dispatched` is None then.
 
         Args:
             type: A dotted name such as `article.new`.
@@ -310,7 +490,14 @@ class Workspace:
         payload = {} if payload is None else payload
         if id is None and self.key is not None:
             id = self._event_id(type, payload)  # noqa: A001 - the word of the field
-        return await self._host.publish(type, payload, id=id, space=self.space if space is None else space)
+        space = self.space if space is None else space
+        transaction = self._host.current_transaction(self)
+        if transaction is None:
+            return await self._host.publish(type, payload, id=id, space=space)
+        event = Event(type, payload, id=new_id() if id is None else id, space=space)
+        values.encode_mapping(payload, what="payload", limit_bytes=self._host.settings.payload_limit_bytes)
+        transaction.after_commit(partial(self._host.publish, type, dict(payload), id=event.id, space=space))
+        return Promised(str(event.id))
 
     def _event_id(self, event_type: str, payload: dict[str, Any]) -> str:
         """The same for the same event of the same work: which of several alike it is counts too."""
@@ -325,6 +512,9 @@ class Workspace:
     async def enqueue_job(self, name: str, /, **args: Any) -> str:
         """Queues a job; returns its run id when it is durable.
 
+        Inside an open transaction of `ws.database` it is queued when that has committed, and never when it was rolled
+        back.
+
         Args:
             name: The job.
             **args: The job's own arguments: JSON values.
@@ -334,10 +524,50 @@ class Workspace:
             NotFoundError: There is no such job.
         """
         self.check_open()
-        overridden = self._container.overridden
-        if overridden is None:
-            return await self._host.enqueue(name, args, space=self.space)
-        return await self._host.enqueue(name, args, space=self.space, overrides=overridden)
+        options: dict[str, Any] = {"space": self.space}
+        if (overridden := self._overridden) is not None:
+            options["overrides"] = overridden
+        transaction = self._host.current_transaction(self)
+        if transaction is None:
+            return await self._host.enqueue(name, args, **options)
+        run_id = new_id()
+        transaction.after_commit(partial(self._host.enqueue, name, args, run_id=run_id, **options))
+        return run_id
+
+    @property
+    def _overridden(self) -> Mapping[str, Any] | None:
+        """What stands for services here, by name; None: nothing."""
+        if self._container is not None:
+            return self._container.overridden
+        return self._opening.overrides if self.parent is None else self.parent._overridden
+
+    @property
+    def _what(self) -> str:
+        """What runs in it, for messages."""
+        return "async with" if self._opening.fn is None else name_of(self._opening.fn)
+
+    def _make_container(self) -> Container:
+        opening, root = self._opening, self._root
+        container = Container(
+            "workspace",
+            id=self.id,
+            state=opening.state,
+            level=Scope.RUN if root is None else Scope.TRANSIENT,
+            parents=(opening.parents or (self._host.container,)) if root is None else (root.container,),
+            close_timeout_seconds=self._host.settings.close_timeout_seconds,
+            run_id=opening.run_id,
+        )
+        container.workspace = self
+        # The container of a fork is a child of the root's, whose overrides it sees by itself.
+        inherited = opening.overrides if root is None else None if self.parent is root else self._inherited()
+        for name, value in (inherited or {}).items():
+            # One of a workflow's own services is not known outside of its runs, so nothing stands for it there.
+            if container.has(name):
+                container.override(name, value)
+        return container
+
+    def _inherited(self) -> Mapping[str, Any] | None:
+        return None if self.parent is None else self.parent._overridden
 
 
 ATTRIBUTES = frozenset(name for name in dir(Workspace) if not name.startswith("_"))
@@ -355,9 +585,9 @@ def open_workspace(
     run_id: str | None = None,
     logger: Any = None,
     overrides: Mapping[str, Any] | None = None,
-    state: State | None = None,
-) -> Opened:
-    """Opens a fresh root workspace with `async with`; it costs microseconds until a service is asked for.
+    state: RunState | None = None,
+) -> NewWorkspace:
+    """Opens a fresh root workspace with `async with`; it costs a microsecond until a service is asked for.
 
     Args:
         host: The app.
@@ -371,30 +601,19 @@ def open_workspace(
         logger: What `ws.logger` is; None means one with the workspace's id.
         overrides: What stands for services in it, by name; names that it does not know are left out.
         state: What its services select from; None where there is none.
+
+    Raises:
+        ClosedError: The app is not open.
     """
-    workspace_id = new_id()
-    container = Container(
-        "workspace",
-        id=workspace_id,
-        state=state,
-        level=Scope.RUN,
-        parents=parents or (host.container,),
-        close_timeout_seconds=host.settings.close_timeout_seconds,
-        run_id=run_id,
-    )
-    if overrides is not None:
-        _override_all(container, overrides)
-    workspace = Workspace(
-        host, container, id=workspace_id, params=params, space=space, user=user, key=key, logger=logger, parent=None
-    )
-    return Opened(workspace, container)
+    from piecework.workspace.opening import NewWorkspace  # the two modules need each other
 
-
-def _override_all(container: Container, overrides: Mapping[str, Any]) -> None:
-    for name, value in overrides.items():
-        # One of a workflow's own services is not known outside of its runs, so nothing stands for it there.
-        if container.has(name):
-            container.override(name, value)
+    new = NewWorkspace(host, space=space, user=user, params=params, key=key)
+    new.parents = tuple(parents)
+    new.run_id = run_id
+    new.logger = logger
+    new.overrides = overrides
+    new.state = state
+    return new
 
 
 async def run_in_new_workspace(
@@ -410,9 +629,7 @@ async def run_in_new_workspace(
     Raises:
         TypeError: `fn` cannot be called; nothing was opened.
     """
-    check_callable(fn)
-    async with open_workspace(host, overrides=overrides) as ws:
-        return await call_injected(fn, ws, args, kwargs)
+    return await Workspace.run(open_workspace(host, overrides=overrides), fn, *args, **(kwargs or {}))
 
 
 def spawn_in_new_workspace(
@@ -429,10 +646,7 @@ def spawn_in_new_workspace(
         TypeError: `fn` cannot be called; nothing was opened.
         StoppedError: The app is ending.
     """
-    check_callable(fn)
-    return host.supervisor.spawn(
-        lambda: run_in_new_workspace(host, fn, args, kwargs, overrides=overrides), name=name_of(fn)
-    )
+    return open_workspace(host, overrides=overrides).spawn(fn, *args, **(kwargs or {}))
 
 
 async def map_in_workspaces(
@@ -449,24 +663,4 @@ async def map_in_workspaces(
         ValidationError: `limit` is below one.
         TypeError: `fn` cannot be called; nothing was opened.
     """
-    check_callable(fn)
-    if limit < 1:
-        raise ValidationError(f"limit is {limit}: at least one workspace has to be open at a time", limit=limit)
-    results: dict[int, Any] = {}
-    numbered = enumerate(items)
-
-    async def map_some() -> None:
-        for index, item in numbered:
-            results[index] = await run_in_new_workspace(host, fn, (item,), overrides=overrides)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(limit):
-                group.create_task(map_some())
-    except BaseExceptionGroup as errors:
-        # Callers write `except ValueError`: the first failure is raised as itself, further ones are noted on it.
-        first, *others = errors.exceptions
-        for other in others:
-            first.add_note(f"and, in another workspace: {type(other).__name__}: {other}")
-        raise first from None
-    return [results[index] for index in sorted(results)]
+    return await open_workspace(host, overrides=overrides).map(fn, items, limit=limit)

@@ -9,6 +9,7 @@ from piecework.config import Settings
 from piecework.container.container import Container
 from piecework.container.registry import Recipe, Registry
 from piecework.container.scope import Scope, parse
+from piecework.workspace.admission import Workspaces
 from piecework.workspace.supervise import Supervisor
 from piecework.workspace.threads import SyncThreads
 
@@ -29,6 +30,8 @@ class Host:
         self.clock = SystemClock()
         self.threads = SyncThreads(4)
         self.supervisor = Supervisor()
+        self.workspaces = Workspaces()
+        self.transaction: Any = None
         self.sent: list[tuple[Any, ...]] = []
 
     def service(self, scope: str, name: str | None = None) -> Callable[[Any], Any]:
@@ -39,6 +42,9 @@ class Host:
             return factory
 
         return declare
+
+    def current_transaction(self, ws: Any) -> Any:
+        return self.transaction
 
     async def publish(self, type: str, payload: dict[str, Any], *, id: str | None, space: str | None) -> Any:  # noqa: A002 - the face
         self.sent.append((type, payload, id, space))

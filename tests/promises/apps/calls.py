@@ -1,0 +1,91 @@
+"""An app whose functions are called in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from piecework import App
+
+app = App("calls", config={"site": "News"})
+
+
+@app.service(scope="run")
+async def place(ctx):
+    """Where it was made, and by its end a line in a file."""
+    yield os.getpid()
+    log = ctx.workspace.params.get("log")
+    if log:
+        Path(log).write_text("closed")
+
+
+def add(a, b=0):
+    """A plain function."""
+    return a + b
+
+
+def nothing():
+    """Returns None."""
+
+
+async def tell(ws, place):
+    """What the workspace over there is like."""
+    return {
+        "pid": os.getpid(),
+        "place": place,
+        "space": ws.space,
+        "user": ws.user,
+        "params": dict(ws.params),
+        "site": ws.config["site"],
+    }
+
+
+async def announce(ws, number):
+    """Publishes from over there."""
+    receipt = await ws.publish("told", {"number": number}, id=f"told-{number}")
+    return receipt.event_id
+
+
+def fail(word):
+    """Raises an error of its own."""
+    raise ZeroDivisionError(word)
+
+
+def no_json():
+    """Returns what is no JSON value."""
+    return object()
+
+
+def die():
+    """Is killed, as by the kernel that is out of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave():
+    """Exits, as a library may."""
+    os._exit(3)
+
+
+def hang(pids):
+    """Starts a program, writes down both pids, and never comes back."""
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(f"{pids}.new").write_text(f"{os.getpid()} {program.pid}")
+    Path(f"{pids}.new").rename(pids)
+    while True:
+        pass
+
+
+async def wait_for_cancel(ws, place, begun):
+    """Waits for ever, on the loop."""
+    import asyncio
+
+    Path(begun).write_text("begun")
+    await asyncio.Event().wait()
+
+
+async def nested(ws):
+    """Wants a process inside a process."""
+    return await ws.workspace(isolation="process").run(add, 1)
