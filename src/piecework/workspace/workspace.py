@@ -313,31 +313,79 @@ class Workspace:
         return await self._host.publish(type, payload, id=id, space=self.space if space is None else space)
 
     def _event_id(self, event_type: str, payload: dict[str, Any]) -> str:
-        """The same for the same event of the same work: which of several alike it is counts too."""
-        digest = hashlib.sha256(f"{self.key}\x00{event_type}\x00".encode())
-        digest.update(values.encode(payload, what="payload"))
+        return self.repeatable_id(event_type, values.encode(payload, what="payload"))
+
+    def repeatable_id(self, what: str, data: bytes) -> str:
+        """An id that is the same when the same work does the same again: which of several alike it is counts too.
+
+        Args:
+            what: What is done.
+            data: With what.
+        """
+        digest = hashlib.sha256(f"{self.key}\x00{what}\x00".encode())
+        digest.update(data)
         alike = digest.hexdigest()[:32]
         if self._published is None:
             self._published = {}
         number = self._published[alike] = self._published.get(alike, 0) + 1
         return alike if number == 1 else f"{alike}-{number}"
 
-    async def enqueue_job(self, name: str, /, **args: Any) -> str:
-        """Queues a job; returns its run id when it is durable.
+    async def run_command(self, name: str, /, **params: Any) -> Any:
+        """Calls a command and gives what it returns.
+
+        It works in a fork of this workspace: with the same run services and the transaction that is open here, and with
+        params of its own. Which time in this workspace it is called, and with what, is its idempotency key, where this
+        workspace has one.
+
+        Args:
+            name: The command.
+            **params: The command's own: checked and converted by its function's annotations.
+
+        Raises:
+            ClosedError: The workspace is closed.
+            NotFoundError: There is no such command.
+            ValidationError: The params are not acceptable; `fields` has the reason of each.
+            Exception: Whatever it raised.
+        """
+        self.check_open()
+        key = None if self.key is None else self.repeatable_id(f"command {name}", repr(sorted(params)).encode())
+        return await self._host.call_command(self, name, params, key=key)
+
+    async def run_background_job(self, name: str, /, **args: Any) -> Any:
+        """Has a job run durably, in a new workspace on a node, waits for its end and gives what it returned.
+
+        Who is cancelled here stops waiting; the job goes on.
 
         Args:
             name: The job.
-            **args: The job's own arguments: JSON values.
+            **args: The job's own arguments: checked by its function's annotations.
 
         Raises:
             ClosedError: The workspace is closed.
             NotFoundError: There is no such job.
+            ValidationError: The arguments are not acceptable; nothing was queued.
+            PieceworkError: It failed or was aborted: its own error, or EXECUTION_FAILED with its words.
         """
         self.check_open()
         overridden = self._container.overridden
-        if overridden is None:
-            return await self._host.enqueue(name, args, space=self.space)
-        return await self._host.enqueue(name, args, space=self.space, overrides=overridden)
+        run_id = await self._host.enqueue(name, args, space=self.space, overrides=overridden)
+        return await self._host.job_value(run_id)
+
+    async def enqueue_job(self, name: str, /, **args: Any) -> str:
+        """Queues a job; returns its run id when it is durable.
+
+        Where the workspace has an idempotency key, work that is done again queues the same jobs once.
+
+        Args:
+            name: The job.
+            **args: The job's own arguments: checked by its function's annotations.
+
+        Raises:
+            ClosedError: The workspace is closed.
+            NotFoundError: There is no such job.
+            ValidationError: The arguments are not acceptable; nothing was queued.
+        """
+        return await queue_in(self, name, args)
 
 
 ATTRIBUTES = frozenset(name for name in dir(Workspace) if not name.startswith("_"))
@@ -388,6 +436,43 @@ def open_workspace(
         host, container, id=workspace_id, params=params, space=space, user=user, key=key, logger=logger, parent=None
     )
     return Opened(workspace, container)
+
+
+async def queue_in(
+    ws: Workspace,
+    name: str,
+    args: dict[str, Any],
+    *,
+    delay_seconds: float | None = None,
+    dedup: str | None = None,
+    space: str | None = None,
+) -> str:
+    """Queues a job from a workspace, as `Workspace.enqueue_job` does, with options.
+
+    Args:
+        ws: The workspace.
+        name: The job.
+        args: The job's own arguments.
+        delay_seconds: How much later it may begin.
+        dedup: While a job of this name and key is queued or running, its run id is the answer.
+        space: The tenant; None means the workspace's own.
+
+    Raises:
+        ClosedError: The workspace is closed.
+        NotFoundError: There is no such job.
+        ValidationError: The arguments are not acceptable; nothing was queued.
+    """
+    ws.check_open()
+    run_id = None if ws.key is None else ws.repeatable_id(f"job {name}", repr(sorted(args.items())).encode())
+    return await ws.host.enqueue(
+        name,
+        args,
+        run_id=run_id,
+        delay_seconds=delay_seconds,
+        dedup=dedup,
+        space=ws.space if space is None else space,
+        overrides=ws.container.overridden,
+    )
 
 
 def _override_all(container: Container, overrides: Mapping[str, Any]) -> None:
