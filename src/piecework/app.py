@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
@@ -21,22 +20,24 @@ from piecework.clock import SystemClock, check_duration, micros
 from piecework.config import Settings, tool_setting
 from piecework.container.container import Container
 from piecework.container.env import EnvService
-from piecework.container.registry import Recipe, Registry, Service
-from piecework.container.scope import Scope, parse
+from piecework.container.registry import Recipe
+from piecework.container.scope import Scope
+from piecework.declaring import Declarations
 from piecework.errors import (
     AppImportError,
     ClosedError,
-    DuplicateKeyError,
     InvalidStateError,
     NotFoundError,
+    StoreLockedError,
     ValidationError,
 )
 from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.process.address import Address, address_of
-from piecework.run.admission import check_mode
 from piecework.run.intake import Receipt
+from piecework.services.bot import Bot
 from piecework.services.database import Database
+from piecework.services.job import offered_jobs
 from piecework.services.tables import WorkspaceDatabase
 from piecework.space.piece import PieceDefinition
 from piecework.store.items import DispatchResult
@@ -44,8 +45,8 @@ from piecework.store.opening import store_for
 from piecework.store.sqlite import SqliteStore, sqlite_path
 from piecework.store.values import check_identifier
 from piecework.telemetry import signals
-from piecework.workflow.definition import Workflow
 from piecework.workspace.admission import Workspaces
+from piecework.workspace.context import current_workspace
 from piecework.workspace.modules import check_modules, import_modules
 from piecework.workspace.opening import NewWorkspace
 from piecework.workspace.processes import ProcessCalls
@@ -54,24 +55,28 @@ from piecework.workspace.threads import SyncThreads
 from piecework.workspace.workspace import (
     map_in_workspaces,
     open_workspace,
+    queue_in,
     run_in_new_workspace,
     spawn_in_new_workspace,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from piecework.assembly import Parts
     from piecework.clock import Clock
-    from piecework.run.admission import Mode
+    from piecework.container.registry import Service
     from piecework.run.node import Node
+    from piecework.services.declared_job import JobDefinition
+    from piecework.services.job_handle import JobOptions
     from piecework.services.mail import SendMail
     from piecework.services.notifications import Notifications
     from piecework.services.notify import Notify
     from piecework.services.transport import Transport
     from piecework.space.manager import Spaces
+    from piecework.space.piece import PieceDefinition
     from piecework.space.service import PieceService
     from piecework.store.contract import Store
     from piecework.workflow.runtime import Runtime
@@ -79,8 +84,10 @@ if TYPE_CHECKING:
     from piecework.workspace.supervise import Handle
     from piecework.workspace.workspace import Workspace
 
-F = TypeVar("F", bound="Callable[..., Any]")
 T = TypeVar("T")
+
+_WAIT_SECONDS = 20.0
+"""How long one question of a worker waits for a run: one that goes away is forgotten after that."""
 
 
 def default_store() -> str:
@@ -88,7 +95,7 @@ def default_store() -> str:
     return os.environ.get("PIECEWORK_STORE") or tool_setting("store") or "sqlite:///.piecework/store.db"
 
 
-class App:
+class App(Declarations):
     """Everything that an application declares, and the node that runs it.
 
     Args:
@@ -129,7 +136,7 @@ class App:
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValidationError("an App needs a name: App('newsroom')")
-        self.name = name
+        super().__init__(name, services)
         self.config: Mapping[str, Any] = dict(config or {})
         self.bus = EventBus()
         self.clock: Clock = clock or SystemClock()
@@ -141,9 +148,6 @@ class App:
         self._env = None if env is None else dict(env)
         self._settings = settings
         self._modules = check_modules(modules)
-        self._registry = Registry(service.recipe(Scope.APP) for service in services)
-        self._definitions: dict[str, PieceDefinition] = {}
-        self._workflows: list[tuple[Workflow, Mode | None]] = []
         self._parts: Parts | RemoteParts | None = None
         self._stack: AsyncExitStack | None = None
         self._container: Container | None = None
@@ -157,8 +161,6 @@ class App:
         self._mailers: WeakKeyDictionary[Workspace, SendMail] = WeakKeyDictionary()
         self._notifiers: WeakKeyDictionary[Workspace, Notify] = WeakKeyDictionary()
         self._add_built_in_services()
-
-    # -- declaring -----------------------------------------------------------------------------------------------
 
     def configure(
         self,
@@ -181,120 +183,6 @@ class App:
         self._mail_url = mail or self._mail_url
         self._env = self._env if env is None else dict(env)
         self._settings = settings or self._settings
-
-    def service(
-        self,
-        *,
-        scope: str,
-        name: str | None = None,
-        provides: type | None = None,
-        client: bool = False,
-        lazy: bool = True,
-        timeout_seconds: float | None = None,
-        retries: int = 0,
-    ) -> Callable[[F], F]:
-        """Declares a service; the function's name is its own unless another is given.
-
-        Args:
-            scope: app, workflow, run (one per root workspace) or transient.
-            name: What it is asked for by.
-            provides: Its type, where the function's annotation does not say.
-            client: Recorded for clients.
-            lazy: False, for scope app, builds it when the app opens, which fails when it does. One that is declared
-                while the app is open is built at its first use all the same.
-            timeout_seconds: How long one attempt to build it may take; None means without limit.
-            retries: How many further attempts follow one that raises.
-
-        Raises:
-            DuplicateKeyError: The id is taken or reserved.
-            ValidationError: There is no such scope, a number is out of range, or lazy=False is not possible in that
-                scope.
-        """
-        lives = parse(scope)
-        if not lazy and lives is not Scope.APP:
-            raise ValidationError(
-                f"a service of scope {scope!r} is built at its first use: leave lazy=False out, or give scope='app'"
-            )
-
-        def declare(factory: F) -> F:
-            recipe = Recipe(
-                name or factory.__name__,
-                factory,
-                lives,
-                provides=provides,
-                client=client,
-                lazy=lazy,
-                timeout_seconds=timeout_seconds,
-                retries=retries,
-            )
-            self._registry.add(recipe)
-            return factory
-
-        return declare
-
-    def piece(
-        self,
-        integration: str,
-        *,
-        every_seconds: float = 60,
-        timeout_seconds: float = 600,
-        accounting: str = "join",
-    ) -> Callable[[F], F]:
-        """Declares how pieces of an integration are updated, in their space's own process.
-
-        Args:
-            integration: What pieces name.
-            every_seconds: From the end of one update to the next.
-            timeout_seconds: After that an update is stopped, for real.
-            accounting: "join" awaits tasks that an update left behind, "strict" fails the update for them.
-
-        Raises:
-            DuplicateKeyError: There is such an integration.
-            ValidationError: A number is not positive, or accounting is neither.
-        """
-        if not isinstance(integration, str):
-            raise ValidationError("@app.piece needs the integration's name: @app.piece('feed', every_seconds=60)")
-        check_identifier(integration, "integration")
-        check_duration(f"piece {integration!r}: every_seconds", every_seconds)
-        check_duration(f"piece {integration!r}: timeout_seconds", timeout_seconds)
-        if accounting not in {"join", "strict"}:
-            raise ValidationError(f"piece {integration!r}: accounting is 'join' or 'strict', not {accounting!r}")
-
-        def declare(fn: F) -> F:
-            _check_update(integration, fn)
-            if integration in self._definitions:
-                raise DuplicateKeyError(f"there is a piece {integration!r} already: name another", key=integration)
-            self._definitions[integration] = PieceDefinition(
-                integration=integration,
-                fn=fn,
-                every_seconds=every_seconds,
-                timeout_seconds=timeout_seconds,
-                accounting="strict" if accounting == "strict" else "join",
-            )
-            return fn
-
-        return declare
-
-    def workflow(self, workflow: Workflow, *, mode: Mode | None = None) -> Workflow:
-        """Declares a workflow: registered when the app opens.
-
-        Args:
-            workflow: The definition.
-            mode: How many runs may be live; Transient() when omitted.
-
-        Raises:
-            DuplicateKeyError: A workflow of that id is declared.
-            InvalidStateError: The app is open: use `app.runtime.register`.
-        """
-        if self._parts is not None:
-            raise InvalidStateError(f"app {self.name!r} is open: await app.runtime.register({workflow.id!r}, …)")
-        if not isinstance(workflow, Workflow):
-            raise ValidationError(f"app.workflow needs a Workflow, not {workflow!r:.80}")
-        check_mode(mode)
-        if any(workflow.id == other.id for other, _ in self._workflows):
-            raise DuplicateKeyError(f"there is a workflow {workflow.id!r} already: name another", key=workflow.id)
-        self._workflows.append((workflow, mode))
-        return workflow
 
     # -- what a workspace needs ----------------------------------------------------------------------------------
 
@@ -390,6 +278,15 @@ class App:
         return self._here("spaces").spaces
 
     @property
+    def bot(self) -> Bot:
+        """Jobs and their schedules.
+
+        Raises:
+            InvalidStateError: The app is a client of a file's node.
+        """
+        return self._here("bot").bot
+
+    @property
     def node(self) -> Node:
         """The node that runs runs.
 
@@ -463,6 +360,7 @@ class App:
         *,
         run_id: str | None = None,
         delay_seconds: float | None = None,
+        dedup: str | None = None,
         space: str | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> str:
@@ -470,32 +368,84 @@ class App:
 
         Args:
             name: The job.
-            args: JSON values.
+            args: Its own arguments, by name.
             run_id: Names the run; made when not given.
             delay_seconds: How much later it may begin.
+            dedup: While a job of this name and key is queued or running, its run id is the answer.
             space: The tenant.
             overrides: What stands for services in it, by name, if this very process carries it out.
 
         Raises:
             NotFoundError: There is no such job.
-            ValidationError: The arguments are not JSON.
+            ValidationError: The arguments are not acceptable; nothing was queued.
             NoNodeError: This is a client of a file's node, and there is none; see `error.unknown`.
         """
+        if name in self._jobs:
+            args = self._jobs[name].arguments.stored(args, self.has_service)
         if self._ask is not None:
-            told = {"name": name, "args": args, "run_id": run_id, "delay_seconds": delay_seconds, "space": space}
-            answer: str = await self._ask("enqueue", told)
+            told = {"name": name, "args": args, "run_id": run_id, "delay_seconds": delay_seconds}
+            answer: str = await self._ask("enqueue", told | {"dedup": dedup, "space": space})
             return answer
         parts = self._any_parts()
         if isinstance(parts, RemoteParts):
-            return await parts.intake.enqueue(name, args, run_id=run_id, delay_seconds=delay_seconds, space=space)
-        parts.jobs.check(name)
+            return await parts.intake.enqueue(
+                name, args, run_id=run_id, delay_seconds=delay_seconds, dedup=dedup, space=space
+            )
+        if not parts.jobs.has(name):
+            parts.jobs.check(name, await offered_jobs(parts.store, parts.node.now()))
         due_at = parts.node.now() + micros(check_duration("delay_seconds", delay_seconds)) if delay_seconds else None
         parts.jobs.check_args(name, args)
         run_id = new_id() if run_id is None else check_identifier(run_id, "run_id")
+        key = None if dedup is None else f"dedup:{name}:{check_identifier(dedup, 'dedup')}"
         remembered = parts.jobs.inheriting(run_id, overrides, _ended_on(parts.runtime)) if overrides else nullcontext()
         with remembered:
-            await parts.intake.enqueue("job", name, args, run_id=run_id, space=space, due_at=due_at)
-        return run_id
+            queued = await parts.intake.enqueue(
+                "job", name, args, run_id=run_id, space=space, due_at=due_at, occurrence=key, again=key is not None
+            )
+        return queued.run_id
+
+    async def queue_job(
+        self, definition: JobDefinition, args: Sequence[Any], kwargs: Mapping[str, Any], options: JobOptions
+    ) -> str:
+        """Queues a declared job for its `Job`: from the current workspace, where there is one."""
+        given = definition.arguments.named(args, kwargs, self.has_service)
+        told = {"delay_seconds": options.delay_seconds, "dedup": options.dedup, "space": options.space}
+        ws = _workspace_of(self)
+        if ws is None:
+            return await self.enqueue(definition.name, given, **told)  # type: ignore[arg-type]  # the options' own types
+        return await queue_in(ws, definition.name, given, **told)  # type: ignore[arg-type]  # as above
+
+    async def job_value(self, run_id: str) -> Any:
+        """Waits for the end of a job's run and gives what it returned.
+
+        Raises:
+            NotFoundError: There is no such run.
+            PieceworkError: It failed or was aborted: its own error, or EXECUTION_FAILED with its words.
+        """
+        if self._ask is None:
+            (await self.runtime.wait(run_id)).unwrap()
+            return (await self.runtime.get(run_id)).result
+        while True:
+            told = await self._ask("jobs.value", {"run_id": run_id, "seconds": _WAIT_SECONDS})
+            if told is not None:
+                return told["value"]
+
+    async def enqueue_job(self, name: str, /, **args: Any) -> str:
+        """Queues a job; returns its run id when it is durable. See `Workspace.enqueue_job`."""
+        return await self.enqueue(name, args)
+
+    async def run_background_job(self, name: str, /, **args: Any) -> Any:
+        """Has a job run on a node, waits and gives what it returned. See `Workspace.run_background_job`."""
+        return await self.job_value(await self.enqueue(name, args))
+
+    async def run_command(self, name: str, /, **params: Any) -> Any:
+        """Calls a command in a fresh workspace and gives what it returns. See `Workspace.run_command`."""
+        async with self.workspace() as ws:
+            return await ws.run_command(name, **params)
+
+    async def call_command(self, ws: Workspace, name: str, params: Mapping[str, Any], *, key: str | None) -> Any:
+        """Calls a command in a fork of a workspace, for `Workspace.run_command`."""
+        return await self._commands.run(ws, name, params, key=key)
 
     async def keep_notification(
         self,
@@ -611,7 +561,8 @@ class App:
             role: "node" runs runs, like `async with app:`. "client" is a whole process (services, workspaces, the
                 application's database) that claims and decides nothing: what it publishes, queues, resumes or aborts is
                 done by a node of the store. It has the store itself where that is PostgreSQL; of a file it asks the
-                node, has no `app.store`, and waits `connect_timeout_seconds` until there is one.
+                node, has no `app.store`, and waits `connect_timeout_seconds` until there is one. "auto" is a node, but
+                where another process is the node of a file a client.
 
         Raises:
             ValidationError: There is no such role.
@@ -620,9 +571,14 @@ class App:
             NoNodeError: No node has the file of a client; the message says how to start one.
             InvalidStateError: It is open already.
         """
-        if role not in {"node", "client"}:
-            raise ValidationError(f"app.open(role={role!r}): choose 'node' or 'client'")
-        await self._enter(role)
+        if role not in {"node", "client", "auto"}:
+            raise ValidationError(f"app.open(role={role!r}): choose 'node', 'client' or 'auto'")
+        try:
+            await self._enter("node" if role == "auto" else role)
+        except StoreLockedError:
+            if role != "auto":
+                raise
+            await self._enter("client")
         try:
             yield self
         finally:
@@ -721,6 +677,7 @@ class App:
             remote = remote_parts(sqlite_path(url), self.bus, self.clock, settings, transport)
             await self._open_remote(stack, remote, settings)
             return
+        self._check_jobs()
         declared = self._declared(serving=role == "node")
         store = store_for(
             url, clock=self.clock, connect_seconds=settings.connect_timeout_seconds, create=role == "node"
@@ -772,6 +729,7 @@ class App:
         node, store = parts.node, parts.store
         stack.callback(signals.emit, signals.NODE_STOPPED, node_id=node.node_id)
         await node.start()
+        await parts.bot.start()
         parts.dispatcher.start()
         parts.retention.start()
         stack.push_async_callback(parts.retention.stop)
@@ -788,11 +746,24 @@ class App:
             desk_app=self,
             bus=self.bus,
             definitions=self._definitions,
+            jobs=self._jobs,
             env=os.environ if self._env is None else self._env,
             address=self._address() if self._definitions and serving else None,
             make_init=self._worker_init,
             version=_version(),
         )
+
+    @property
+    def _is_open(self) -> bool:
+        return self._parts is not None
+
+    def load(self) -> None:
+        """Imports the app's modules, so that all that they declare is there; opening does so by itself.
+
+        Raises:
+            AppImportError: One cannot be imported.
+        """
+        import_modules(self._modules, app=self.name)
 
     def _forget_parts(self) -> None:
         self._parts = None
@@ -806,6 +777,7 @@ class App:
         add(Recipe("application_database", self._open_database, Scope.APP, provides=Database))
         add(Recipe("database", _workspace_database, Scope.RUN, provides=WorkspaceDatabase))
         add(Recipe("send_mail", self._send_mail, Scope.TRANSIENT))
+        add(Recipe("bot", lambda: self.bot, Scope.APP, provides=Bot))
         add(Recipe("__env__", self._env_service, Scope.APP, provides=EnvService), internal=True)
 
     def _address(self, why: str = "has pieces") -> Address:
@@ -929,20 +901,20 @@ def _ended_on(runtime: Runtime) -> Callable[[str], Awaitable[Any]]:
     return ended
 
 
+def _workspace_of(app: App) -> Workspace | None:
+    """The current workspace, if there is one and it is an open one of this app."""
+    try:
+        ws = current_workspace()
+    except (InvalidStateError, ClosedError):
+        return None
+    return ws if ws.host is app else None
+
+
 def _workspace_database(ctx: Any, application_database: Database) -> WorkspaceDatabase:
     ws: Workspace = ctx.workspace
     database = WorkspaceDatabase(application_database, closed=lambda: ws.closed, workspace_id=ws.root.id)
     ctx.on_cleanup(database.close)
     return database
-
-
-def _check_update(integration: str, fn: Any) -> None:
-    try:
-        inspect.signature(fn).bind(None)
-    except TypeError:
-        raise ValidationError(
-            f"the update function of piece {integration!r} has to take one argument, the piece: async def update(piece)"
-        ) from None
 
 
 def _set_switch_interval(stack: AsyncExitStack, settings: Settings) -> None:

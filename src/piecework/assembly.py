@@ -20,6 +20,8 @@ from piecework.run.link import LinkServer
 from piecework.run.news import News
 from piecework.run.node import Node
 from piecework.run.retention import Retention
+from piecework.services.bot import Bot
+from piecework.services.declared_job import DeclaredJob
 from piecework.services.job import Jobs
 from piecework.services.mailing import JOB, Mailing
 from piecework.services.notifications import JOB as DELIVER
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from piecework.process import protocol
     from piecework.process.address import Address
     from piecework.run.kind import Kind
+    from piecework.services.declared_job import JobDefinition
     from piecework.services.transport import Transport
     from piecework.space.piece import PieceDefinition
     from piecework.store.contract import Store
@@ -63,6 +66,7 @@ class Parts:
     runtime: Runtime
     pieces: PieceService
     jobs: Jobs
+    bot: Bot
     spaces: Spaces
     link: LinkServer | None
     notifications: Notifications
@@ -78,6 +82,7 @@ class Declared:
         desk_app: For whoever asks over the link.
         bus: Its subscribers see accepted events.
         definitions: Its pieces, by integration.
+        jobs: Its jobs, by name.
         env: The app's layer of variables.
         address: How workers import the app; None where it has no pieces.
         make_init: What is in force in a worker.
@@ -88,6 +93,7 @@ class Declared:
     desk_app: OpenApp
     bus: EventBus
     definitions: Mapping[str, PieceDefinition]
+    jobs: Mapping[str, JobDefinition]
     env: Mapping[str, str | None]
     address: Address | None
     make_init: Callable[[str], protocol.Init]
@@ -118,7 +124,13 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         )
     spaces = Spaces(supply, settings, declared.app.clock)
     pieces = PieceKind(declared.definitions, spaces, settings)
-    jobs = Jobs({JOB: Mailing(transport, settings.mail_retry_seconds)}, lambda: node)
+    jobs = Jobs(
+        {
+            JOB: Mailing(transport, settings.mail_retry_seconds),
+            **{name: DeclaredJob(job, declared.app, settings.crash_limit) for name, job in declared.jobs.items()},
+        },
+        lambda: node,
+    )
     kinds: dict[str, Kind] = {kind.name: kind for kind in (executor, pieces, jobs)}
     notifications = Notifications(
         store,
@@ -139,6 +151,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         lease_seconds=settings.lease_seconds,
         version=declared.version,
     )
+    bot = jobs.schedules = Bot(declared.jobs, store, node)
     executor.attach(node)
     pieces.attach(node)
     intake = Intake(store, kinds, node, declared.bus, clock, settings, deciding=serving)
@@ -157,6 +170,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         runtime=Runtime(declared.app, store, node, intake, executor, catalogue, clock, declared.env, serving=serving),
         pieces=PieceService(declared.definitions, store, node, clock, spaces),
         jobs=jobs,
+        bot=bot,
         spaces=spaces,
         link=LinkServer(desk.answer, beside=store.path) if isinstance(store, SqliteStore) else None,
         notifications=notifications,

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from piecework.config import Settings
     from piecework.run.intake import Receipt
     from piecework.run.node import Node
+    from piecework.services.bot import Bot
     from piecework.space.manager import Spaces
     from piecework.space.service import PieceRecord, PieceService
     from piecework.store.contract import Store
     from piecework.workflow.result import Result
     from piecework.workflow.runtime import Runtime
 
-WORKER_OPS = frozenset({"publish", "enqueue", "notify"})
+WORKER_OPS = frozenset({"publish", "enqueue", "jobs.value", "notify"})
 """What a worker may ask for; the rest is for people."""
 
 _SHOWN_RUNS = 10
@@ -88,8 +89,20 @@ class OpenApp(Protocol):
         """Publishes an event."""
         ...
 
+    @property
+    def bot(self) -> Bot:
+        """Jobs and their schedules."""
+        ...
+
     async def enqueue(
-        self, name: str, args: dict[str, Any], *, run_id: str | None, delay_seconds: float | None, space: str | None
+        self,
+        name: str,
+        args: dict[str, Any],
+        *,
+        run_id: str | None,
+        delay_seconds: float | None,
+        dedup: str | None,
+        space: str | None,
     ) -> str:
         """Queues a job."""
         ...
@@ -141,13 +154,55 @@ class Enqueue(Form, frozen=True):
     args: dict[str, Any] = {}
     run_id: str | None = None
     delay_seconds: float | None = None
+    dedup: str | None = None
     space: str | None = None
 
     async def answer(self, app: OpenApp) -> Any:
         """Returns when the job is durable."""
         return await app.enqueue(
-            self.name, self.args, run_id=self.run_id, delay_seconds=self.delay_seconds, space=self.space
+            self.name,
+            self.args,
+            run_id=self.run_id,
+            delay_seconds=self.delay_seconds,
+            dedup=self.dedup,
+            space=self.space,
         )
+
+
+class ListJobs(Form, frozen=True):
+    """Lists the jobs that are declared, or offered by other nodes: `{items, next_cursor}`."""
+
+    op: ClassVar[str] = "jobs.list"
+
+    async def answer(self, app: OpenApp) -> Any:
+        """All of them, as JobRecords."""
+        return _page(await app.bot.jobs())
+
+
+class JobValue(Form, frozen=True):
+    """Waits for a job's run for a while: `{value}`, or null when it has not ended yet.
+
+    Attributes:
+        seconds: How long; who wants to wait for longer asks again.
+        space: Whose run it has to be, where that is not open.
+    """
+
+    op: ClassVar[str] = "jobs.value"
+    run_id: str
+    seconds: Seconds
+    space: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """A run that failed raises its error."""
+        info = await app.runtime.get(self.run_id)
+        if self.space is not None and info.space != self.space:
+            raise NotFoundError(f"there is no run {self.run_id!r} in space {self.space!r}", run_id=self.run_id)
+        try:
+            result = await app.runtime.wait(self.run_id, timeout_seconds=self.seconds)
+        except TimeoutExceededError:
+            return None
+        result.unwrap()
+        return {"value": (await app.runtime.get(self.run_id)).result}
 
 
 class ListRuns(Form, frozen=True):
@@ -540,6 +595,8 @@ _FORMS: dict[str, type[Form]] = {
     for form in (
         Publish,
         Enqueue,
+        ListJobs,
+        JobValue,
         ListWorkflows,
         RegisteredWorkflows,
         RetireWorkflow,

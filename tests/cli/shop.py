@@ -57,3 +57,37 @@ async def hang(ctx):
 
 
 app.workflow(Workflow("hang", on="hang", stages=[Stage("hang", steps=[hang])]))
+
+
+@app.service(scope="run", client=True)
+def greeting():
+    return "Hello"
+
+
+@app.service(scope="run")
+async def slow_greeting():
+    return "Good morning"
+
+
+@app.command("greet")
+async def greet(ws, user_id: int, *, loud: bool = False, tags: list[str] | None = None):
+    """Greets somebody."""
+    text = f"{ws.greeting} {user_id} {tags}"
+    return text.upper() if loud else text
+
+
+@app.command("fails")
+def fails():
+    raise LookupError("nobody\nthere")
+
+
+@app.command("queue")
+async def queue(ws, n: int):
+    return await ws.run_background_job("double", n=n)
+
+
+@app.job("double", schedule="0 8 * * 1", tz="Europe/Berlin", timeout_seconds=60, retries=2)
+async def double(ws, n: int = 0):
+    if n < 0:
+        raise ValueError("too small")
+    return 2 * n

@@ -307,6 +307,7 @@ async def _forget_slots(verbs):
 async def _forget_ids(verbs):
     await verbs.accept(event())
     await verbs.enqueue(job(occurrence="daily"))
+    await verbs.end((await verbs.claim())[0].run)
     verbs.now += SECOND
     return Later(verbs).forget(retention.forget_ids)
 

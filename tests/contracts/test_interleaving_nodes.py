@@ -307,11 +307,36 @@ async def test_forgotten_occurrence_and_its_repeat(arena):
     """An occurrence that is being forgotten is a duplicate, or happens anew."""
 
     async def setup(verbs):
-        await verbs.enqueue(job(occurrence="daily"))
-        verbs.now += SECOND
+        await _ended_occurrence(verbs)
         return [Later(verbs).forget(retention.forget_ids), Later(verbs).enqueue(job(occurrence="daily"))]
 
     assert await endings(arena, setup) == {"1 | duplicate", "1 | queued"}
+
+
+async def test_an_occurrence_that_may_happen_again_happens_once(arena):
+    """Of two callers that want again what has ended, one gets a run of its own and the other the same."""
+
+    async def setup(verbs):
+        await _ended_occurrence(verbs)
+        return [Later(verbs).enqueue(job(occurrence="daily", again=True)) for _ in range(2)]
+
+    assert await endings(arena, setup) == {"queued | duplicate", "duplicate | queued"}
+
+
+async def test_an_occurrence_that_happens_again_is_not_forgotten(arena):
+    """What happens again while it is being forgotten is known afterwards, by whichever came last."""
+
+    async def setup(verbs):
+        await _ended_occurrence(verbs)
+        return [Later(verbs).forget(retention.forget_ids), Later(verbs).enqueue(job(occurrence="daily", again=True))]
+
+    assert await endings(arena, setup) == {"1 | queued", "0 | queued"}
+
+
+async def _ended_occurrence(verbs):
+    await verbs.enqueue(job(occurrence="daily"))
+    await verbs.end((await verbs.claim())[0].run)
+    verbs.now += SECOND
 
 
 @pytest.mark.parametrize("verb", [retention.forget_runs, retention.forget_slots, retention.forget_events])

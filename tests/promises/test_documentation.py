@@ -54,9 +54,10 @@ def test_the_quickstarts_programs_run(tmp_path):
         assert run(text + opens, tmp_path) == "open\n"
 
 
-def test_the_guide_to_services_runs_as_it_is_written(tmp_path):
-    """The programs of docs/guides/services.md run, one after the other, and each prints what stands below it."""
-    text = (ROOT / "docs" / "guides" / "services.md").read_text("utf-8")
+@pytest.mark.parametrize("guide", ["services.md", "jobs.md"])
+def test_a_guide_runs_as_it_is_written(tmp_path, guide):
+    """The programs of a guide run, one after the other, and each prints what stands below it."""
+    text = (ROOT / "docs" / "guides" / guide).read_text("utf-8")
     programs, told = [], []
     for kind, block in re.findall(r"^```(python|text)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         if kind == "python":

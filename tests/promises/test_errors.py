@@ -499,19 +499,6 @@ async def test_deadlock(users_app):
             await ws.run_in_new_workspace(child)
 
 
-@of(CrossWorkspaceError)
-async def test_cross_workspace(users_app):
-    """A row that is changed in another workspace than it was read in: both, and what to do."""
-    async with users_app.workspace() as ws:
-        row = await ws.database.users.insert(name="Ada")
-
-        async def child():
-            await row.update(name="Eve")
-
-        with told(CrossWorkspaceError, "pass its id as an argument, and read it anew there", workspace_id=ws.id):
-            await ws.run_in_new_workspace(child)
-
-
 @of(MailRefused)
 async def test_mail_refused(make_app, mail_server):
     """A mail that the server refuses for good: its words, and which server; also as the result of the job."""

@@ -397,3 +397,11 @@ async def test_the_end_of_the_app_interrupts_an_update_and_does_not_blame_it(mak
         update = await first(app)
         assert update.outcome == "success"
         assert (await app.pieces.get("acme", "p")).consecutive_failures == 0
+
+
+@pytest.mark.covers("N171")
+async def test_a_piece_awaits_a_job(app):
+    """A job that a piece awaits runs on the node, in the piece's space, and its value comes back."""
+    await app.pieces.register(space="acme", piece_id="hn", integration="has-a-job")
+    done = await app.pieces.run_now("acme", "hn", wait=True)
+    assert done.result == [os.getpid(), "acme", 8]

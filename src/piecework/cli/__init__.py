@@ -1,4 +1,6 @@
-"""The command line: one group of commands a file, all of them clients of a node but `serve`, `demo` and `doctor`.
+"""The command line: one group of commands a file, most of them clients of a node.
+
+`serve`, `demo`, `command` and `repl` open an app themselves; `services` and `doctor` need none that is open.
 
 `program` puts them together and turns every failure into one line; `asking` finds the node; `telling` prints for
 people and for programs.

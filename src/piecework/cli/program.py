@@ -11,12 +11,16 @@ import cyclopts
 from cyclopts import CycloptsError, Parameter
 
 import piecework
+from piecework.cli.command import command as call_command
 from piecework.cli.demo import demo
 from piecework.cli.doctor import doctor
 from piecework.cli.events import events
+from piecework.cli.jobs import jobs
 from piecework.cli.pieces import pieces
+from piecework.cli.repl import repl
 from piecework.cli.runs import runs
 from piecework.cli.serve import serve
+from piecework.cli.services import services
 from piecework.cli.store import store
 from piecework.cli.telling import clean
 from piecework.cli.workflows import workflows
@@ -39,9 +43,10 @@ program = cyclopts.App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-for command in (serve, demo, doctor):
+for command in (serve, demo, doctor, repl):
     program.command(command)
-for group in (events, workflows, runs, pieces, store):
+program.command(call_command, name="command")
+for group in (events, workflows, runs, pieces, jobs, services, store):
     program.command(group)
 
 

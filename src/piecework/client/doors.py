@@ -73,7 +73,14 @@ class RemoteIntake:
         return Receipt(row.event_id, results)
 
     async def enqueue(
-        self, name: str, args: dict[str, Any], *, run_id: str | None, delay_seconds: float | None, space: str | None
+        self,
+        name: str,
+        args: dict[str, Any],
+        *,
+        run_id: str | None,
+        delay_seconds: float | None,
+        dedup: str | None,
+        space: str | None,
     ) -> str:
         """Queues a job and returns its run id when it is durable.
 
@@ -84,7 +91,8 @@ class RemoteIntake:
         """
         encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self._limit)
         named = new_id() if run_id is None else run_id
-        asked = {"name": name, "args": args, "run_id": named, "delay_seconds": delay_seconds, "space": space}
+        asked = {"name": name, "args": args, "run_id": named, "delay_seconds": delay_seconds}
+        asked |= {"dedup": dedup, "space": space}
         queued: str = await self._link.ask("enqueue", asked)
         return queued
 

@@ -47,6 +47,7 @@ class Parameter:
         use: The service that `Use` names, or None.
         wanted: The class of its annotation, an `Unresolved` one where that cannot be known, or None.
         annotated: True when it has an annotation.
+        annotation: That annotation, evaluated; None where it has none or it cannot be.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Parameter:
     use: str | None
     wanted: type | None
     annotated: bool
+    annotation: Any = None
 
     def is_a(self, cls: type) -> bool:
         """Tells whether the annotation is `cls`, also where that name is imported for type checkers only."""
@@ -112,7 +114,7 @@ def _read(fn: Callable[..., Any]) -> tuple[Parameter, ...]:
 
 
 def _parameter(function: Callable[..., Any], spec: inspect.Parameter) -> Parameter:
-    annotation = None if spec.annotation is spec.empty else _evaluate(function, spec.annotation)
+    annotation = whole = None if spec.annotation is spec.empty else _evaluate(function, spec.annotation)
     use = None
     if typing.get_origin(annotation) is typing.Annotated:
         annotation, *extras = typing.get_args(annotation)
@@ -124,6 +126,7 @@ def _parameter(function: Callable[..., Any], spec: inspect.Parameter) -> Paramet
         use=use,
         wanted=annotation if isinstance(annotation, type) else None,
         annotated=spec.annotation is not spec.empty,
+        annotation=whole,
     )
 
 

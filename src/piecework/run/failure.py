@@ -32,3 +32,14 @@ def step_delay(attempt: int, spread: float) -> float:
     """
     full = min(10.0, 0.1 * (1 << min(attempt - 1, 20)))
     return full / 2 + full / 2 * spread
+
+
+def job_delay(failures: int, spread: float) -> float:
+    """Seconds before a failed job is tried again: doubling from half a second to ten minutes, half of it by chance.
+
+    Args:
+        failures: How many failures there have been, this one included.
+        spread: A random number from 0 to 1.
+    """
+    full = min(600.0, 0.5 * (1 << min(failures - 1, 20)))
+    return full / 2 + full / 2 * spread

@@ -149,6 +149,7 @@ class Intake:
         version: str | None = None,
         due_at: int | None = None,
         occurrence: str | None = None,
+        again: bool = False,
     ) -> Enqueued:
         """Makes a run that no event asked for; the same `run_id` twice is one run.
 
@@ -163,6 +164,7 @@ class Intake:
             version: Of its definition.
             due_at: Microseconds since the epoch; None means at once.
             occurrence: Names what may happen only once; its first run is answered.
+            again: Whether it may happen again once that run has ended.
 
         Raises:
             ValidationError: The args are not JSON.
@@ -184,7 +186,7 @@ class Intake:
             due_at=due_at,
         )
         told = encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self._limit)
-        item = Enqueue(run=run, args=told, occurrence=occurrence)
+        item = Enqueue(run=run, args=told, occurrence=occurrence, again=again)
         outcome: Enqueued = await self._store.run(enqueue, item, decide_enqueue, self._clock.now(), self._wake)
         return outcome
 

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from piecework.errors import InvalidStateError, NotFoundError, StaleEpochError
 from piecework.run import admission
 from piecework.run.lifecycle import ENDED, Status, check_move
+from piecework.run.schedule import TRIGGER
 from piecework.store.items import Aborting, NewEntry
 from piecework.store.records import Buffered, Entry, Run, RunValue, Signal, Slot, Wait
 
@@ -112,6 +113,9 @@ def tell_to_end(draft: Draft, run: Run, reason: str, now: int, *, token: str | N
     if run.owner is not None or run.kind == "piece":
         draft.put(run)
         return Aborting(run_id=run.run_id, reason=reason, owner=run.owner)
+    if run.kind == "job" and run.trigger_id == TRIGGER:
+        draft.put(replace(run, due_at=now))  # whoever claims it ends it and puts its successor there
+        return Aborting(run_id=run.run_id, reason=reason, owner=None)
     started = run.status != Status.QUEUED or run.due_at is not None
     ended = replace(
         run,

@@ -1,4 +1,4 @@
-"""Jobs, a kind of work: a run with a name and arguments that nobody waits for. Sending a mail is the first of them.
+"""Jobs, a kind of work: a run with a name and arguments. Sending a mail is one; `declared_job` has the user's own.
 
 The claim has counted the attempt, durably, before anything here runs. So an attempt that is not followed by a commit
 was cut off, and a job that must not repeat itself blindly can know it.
@@ -9,28 +9,33 @@ from __future__ import annotations
 import asyncio
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from piecework.clock import micros
-from piecework.errors import CrashedError, NotFoundError, PieceworkError, describe
+from piecework.errors import CrashedError, NotFoundError, PieceworkError, clean_text, describe
 from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle
 from piecework.run.lifecycle import ENDED, Status
+from piecework.run.logger import LogBook, RunLogger
 from piecework.run.parts import encode
 from piecework.store.items import Cleaned, CommitStage, Defer, NewEntry, Settle
+from piecework.store.records import NodeRow
 from piecework.store.verbs.runs import cleaned, commit_stage, settle
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from piecework.bus.event import Event
     from piecework.run.node import Node
+    from piecework.store.contract import Store
     from piecework.store.items import Claimed, Progress, Route
     from piecework.store.records import EventRow, Run, Wait
 
 KIND = "job"
+OFFER = "job:"
+"""What a job's name begins with among the offers of a node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,8 @@ class Attempt:
     state: dict[str, Any]
     cut_off: int
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    space: str | None = None
+    logger: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +66,13 @@ class Done:
 
     Attributes:
         result: JSON values worth keeping.
+        outcome: success or skipped, where that is told.
+        reason: Why it was skipped, for the timeline.
     """
 
     result: Any = None
+    outcome: str | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +104,33 @@ class GaveUp:
 Verdict = Done | Again | GaveUp
 
 
+class Schedules(Protocol):
+    """Who runs jobs by the clock: see `services.bot`."""
+
+    async def begins(self, run: Run) -> Verdict | None:
+        """Looks at a run before an attempt at it: what it comes to without one, or None."""
+        ...
+
+    async def ends(self, run: Run) -> None:
+        """Does what follows a run; called before its own end is committed."""
+        ...
+
+
 class Jobs:
     """The kind `job`.
 
     Args:
         functions: What carries out one attempt of each job, by name.
         node: Gives the node that commits; asked late, since node and kinds know each other.
+
+    Attributes:
+        schedules: Who runs jobs by the clock; None where nobody does.
     """
 
     name = KIND
 
     def __init__(self, functions: dict[str, Callable[[Attempt], Awaitable[Verdict]]], node: Callable[[], Node]) -> None:
+        self.schedules: Schedules | None = None
         self._functions = functions
         self._node = node
         self._tasks: dict[str, asyncio.Task[Any]] = {}
@@ -165,22 +192,30 @@ class Jobs:
         """The jobs whose runs may be claimed here."""
         return list(self._functions)
 
-    def check(self, name: str) -> None:
+    def has(self, name: str) -> bool:
+        """Whether there is a job of that name here."""
+        return name in self._functions
+
+    def check(self, name: str, elsewhere: Sequence[str] = ()) -> None:
         """Refuses the name of a job that there is not.
+
+        Args:
+            name: Of the job.
+            elsewhere: The jobs that other nodes offer.
 
         Raises:
             NotFoundError: With near names.
         """
-        if name not in self._functions:
-            raise NotFoundError.among("job", name, self._functions)
+        if name not in self._functions and name not in elsewhere:
+            raise NotFoundError.among("job", name, {*self._functions, *elsewhere})
 
     def versions(self) -> dict[str, str | None]:
         """None: no event starts a job."""
         return {}
 
     def offers(self) -> list[str]:
-        """Nothing: jobs are asked for by name."""
-        return []
+        """The jobs, for processes that do not declare them."""
+        return [f"{OFFER}{name}" for name in self._functions]
 
     def routes(self, event: Event) -> list[Route]:  # noqa: ARG002 - jobs are not started by events
         """None: no event starts a job."""
@@ -202,19 +237,27 @@ class Jobs:
         if Status(run.status) in ENDED:
             await self._clean(run)
             return
+        book = LogBook(self._node().commit, run.run_id, run.epoch, run.decision, run.attempt)
         attempt = Attempt(
             run_id=run.run_id,
             args=msgspec.json.decode(claimed.values["args"]),
             state=msgspec.json.decode(claimed.values.get("state", b"{}")),
             cut_off=run.attempt - 1,
             overrides=self._overrides.get(run.run_id, {}),
+            space=run.space,
+            logger=RunLogger(book, run.workflow_id, run_id=run.run_id, job=run.workflow_id),
         )
-        await self._commit(run, await self._attempt(run, attempt))
+        verdict = await self._attempt(run, attempt)
+        await book.flush()
+        await self._commit(run, verdict)
 
     async def _attempt(self, run: Run, attempt: Attempt) -> Verdict:
         reason = self._node().abort_reason(run)
         if reason is not None:
             return GaveUp(CrashedError(f"job {run.run_id} was aborted: {reason}"))
+        early = None if self.schedules is None else await self.schedules.begins(run)
+        if early is not None:
+            return early
         task = asyncio.ensure_future(self._call(run, attempt))
         self._tasks[run.run_id] = task
         try:
@@ -243,6 +286,8 @@ class Jobs:
         if isinstance(verdict, Again):
             await self._defer(run, verdict)
             return
+        if self.schedules is not None:
+            await self.schedules.ends(run)
         error = None if isinstance(verdict, Done) else encode(describe(verdict.error)).decode()
         item = Settle(
             run_id=run.run_id,
@@ -250,6 +295,8 @@ class Jobs:
             status=Status.COMPLETED if error is None else Status.FAILED,
             result=encode(verdict.result) if isinstance(verdict, Done) else None,
             error=error,
+            outcome=verdict.outcome if isinstance(verdict, Done) else None,
+            entries=_told(verdict),
         )
         status: str = await self._node().commit(settle, item, decide_settle)
         level = "info" if status == Status.COMPLETED else "warning"
@@ -277,3 +324,21 @@ class Jobs:
 
     async def _clean(self, run: Run) -> None:
         await self._node().commit(cleaned, Cleaned(run_id=run.run_id, epoch=run.epoch), decide_cleaned)
+
+
+def _told(verdict: Done | GaveUp) -> tuple[NewEntry, ...]:
+    if not isinstance(verdict, Done) or not verdict.reason:
+        return ()
+    return (NewEntry(type=f"job:{verdict.outcome}", payload=encode({"reason": clean_text(verdict.reason)})),)
+
+
+async def offered_jobs(store: Store, now: int) -> list[str]:
+    """The jobs that the living nodes of a store can run.
+
+    Args:
+        store: Open.
+        now: Microseconds since the epoch.
+    """
+    rows: list[NodeRow] = await store.read("living_nodes", {"now": now}, NodeRow)
+    offers = {offer for row in rows for offer in msgspec.json.decode(row.workflows) if offer.startswith(OFFER)}
+    return sorted(offer.removeprefix(OFFER) for offer in offers)

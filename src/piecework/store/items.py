@@ -172,12 +172,14 @@ class FannedOut(Item, frozen=True, kw_only=True):
 class Enqueue(Item, frozen=True, kw_only=True):
     """A run that no event asked for: a job, an invoked pipeline. The same `run_id` twice is one run.
 
-    `occurrence` names what may happen only once: a second run of it is not made, the first one's id is answered.
+    `occurrence` names what may happen only once: a second run of it is not made, the first one's id is answered. With
+    `again` it may happen again once that run has ended.
     """
 
     run: Run
     args: bytes
     occurrence: str | None = None
+    again: bool = False
 
 
 class Enqueued(Item, frozen=True, kw_only=True):

@@ -390,13 +390,19 @@ class _StoreMachine(Beside):
 
     @rule(
         drawn=st.lists(
-            st.tuples(st.sampled_from((None, "first", "second")), st.none() | draws.delays), min_size=1, max_size=2
+            st.tuples(st.sampled_from((None, "first", "second", "again")), st.none() | draws.delays),
+            min_size=1,
+            max_size=2,
         )
     )
     def enqueue(self, drawn: list[tuple[str | None, int | None]]) -> None:
         """Jobs are asked for, some of which may happen once only."""
         batch = [
-            replace(job(self.run_name(), due_at=None if delay is None else self.now + delay), occurrence=occurrence)
+            replace(
+                job(self.run_name(), due_at=None if delay is None else self.now + delay),
+                occurrence=occurrence,
+                again=occurrence == "again",
+            )
             for occurrence, delay in drawn
         ]
         self.act(runs.enqueue, batch, folds.decide_enqueue, self.at_once(self.model.enqueue))

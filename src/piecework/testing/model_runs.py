@@ -225,10 +225,13 @@ class Model(Events):
         return items.Aborted(aborted=True, ended=run.ended is not None, owner=run.owner)
 
     def enqueue(self, item: items.Enqueue, now: int) -> items.Enqueued:
-        """A run that no event asked for; of an occurrence there is only the first."""
+        """A run that no event asked for; of an occurrence there is only the first, or the first that has not ended."""
         wanted = item.run
         if item.occurrence is not None:
-            first, _ = self.occurrences.setdefault(item.occurrence, (wanted.run_id, now))
+            first, at = self.occurrences.get(item.occurrence, (wanted.run_id, now))
+            if item.again and (first not in self.runs or self.runs[first].ended is not None):
+                first, at = wanted.run_id, now
+            self.occurrences[item.occurrence] = (first, at)
             if first != wanted.run_id:
                 return items.Enqueued(run_id=first, duplicate=True)
         if wanted.run_id in self.runs:
@@ -268,7 +271,8 @@ class Model(Events):
         ]
         for event in events:
             event.event_id = None
-        keys = [key for key, (_, at) in self.occurrences.items() if at < before]
+        alive = {run.run_id for run in self.runs.values() if run.ended is None}
+        keys = [key for key, (run_id, at) in self.occurrences.items() if at < before and run_id not in alive]
         for key in keys:
             del self.occurrences[key]
         return max(len(events), len(keys))

@@ -293,6 +293,24 @@ class CallPromises:
         assert (first.duplicate, again.duplicate, other.duplicate) == (False, True, False)
         assert (again.run_id, {entry.run.run_id for entry in await verbs.claim()}) == ("job-1", {"job-1", "job-3"})
 
+    async def test_an_occurrence_that_may_happen_again(self, verbs: Verbs) -> None:
+        """While its run has not ended it stands for further ones; after that the next one is a run of its own."""
+        first = await verbs.enqueue(job("job-1", occurrence="digest", again=True))
+        (entry,) = await verbs.claim()
+        while_running = await verbs.enqueue(job("job-2", occurrence="digest", again=True))
+        assert (first.duplicate, while_running.run_id, while_running.duplicate) == (False, "job-1", True)
+        await verbs.end(entry.run)
+        anew = await verbs.enqueue(job("job-3", occurrence="digest", again=True))
+        after = await verbs.enqueue(job("job-4", occurrence="digest", again=True))
+        assert (anew.run_id, anew.duplicate, after.run_id, after.duplicate) == ("job-3", False, "job-3", True)
+
+    async def test_an_occurrence_is_kept_while_its_run_waits(self, verbs: Verbs) -> None:
+        """However old it is, an occurrence is not forgotten before its run has ended."""
+        await verbs.enqueue(job("job-1", occurrence="yearly", due_at=verbs.now + 10 * SECOND))
+        verbs.now += 5 * SECOND
+        assert await verbs.forget(forget_ids) == 0
+        assert (await verbs.enqueue(job("job-2", occurrence="yearly"))).run_id == "job-1"
+
     async def test_an_occurrence_in_one_batch(self, verbs: Verbs) -> None:
         """Also within one batch, among runs without an occurrence, the first one counts."""
         batch = [
@@ -321,6 +339,8 @@ class CallPromises:
         await verbs.enqueue(job("job-1", occurrence="x"))
         verbs.now += SECOND
         await verbs.enqueue(job("job-2", occurrence="y"))
+        for entry in await verbs.claim():
+            await verbs.end(entry.run)
         await verbs.forget(forget_ids)
         answers = [await verbs.enqueue(replace(job(name), occurrence=what)) for name, what in _AGAIN]
         assert [answer.duplicate for answer in answers] == [False, True]

@@ -108,6 +108,7 @@ def job(
     args: bytes = b"{}",
     space: str = "default",
     occurrence: str | None = None,
+    again: bool = False,
 ) -> items.Enqueue:
     """A run that no event asked for."""
     run = Run(
@@ -126,7 +127,7 @@ def job(
         event_seq=None,
         due_at=due_at,
     )
-    return items.Enqueue(run=run, args=args, occurrence=occurrence)
+    return items.Enqueue(run=run, args=args, occurrence=occurrence, again=again)
 
 
 def notification(

@@ -127,10 +127,19 @@ class Host(Protocol):
         *,
         run_id: str | None = None,
         delay_seconds: float | None = None,
+        dedup: str | None = None,
         space: str | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> str:
         """Queues a job; returns its run id when it is durable. `overrides` stand for services, if it runs here."""
+        ...
+
+    async def job_value(self, run_id: str) -> Any:
+        """Waits for the end of a job's run; gives what it returned, or raises what it failed with."""
+        ...
+
+    async def call_command(self, ws: Workspace, name: str, params: Mapping[str, Any], *, key: str | None) -> Any:
+        """Calls a command in a fork of a workspace; gives what it returns."""
         ...
 
 

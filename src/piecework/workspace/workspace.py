@@ -429,7 +429,7 @@ class Workspace:
             ExceptionGroup: It succeeded, and closing failed.
             Exception: Whatever it raised.
         """
-        return await run_in_new_workspace(self._host, fn, args, kwargs, overrides=self._overridden)
+        return await run_in_new_workspace(self._host, fn, args, kwargs, overrides=self.overridden)
 
     def spawn_in_new_workspace(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Handle:
         """Starts a function in a fresh workspace and does not wait for it.
@@ -459,7 +459,7 @@ class Workspace:
             ValidationError: `limit` is below one.
             Exception: Whatever the first failing call raised; the others were cancelled and closed.
         """
-        return await map_in_workspaces(self._host, fn, items, limit=limit, overrides=self._overridden)
+        return await map_in_workspaces(self._host, fn, items, limit=limit, overrides=self.overridden)
 
     async def publish(
         self,
@@ -500,46 +500,86 @@ class Workspace:
         return Promised(str(event.id))
 
     def _event_id(self, event_type: str, payload: dict[str, Any]) -> str:
-        """The same for the same event of the same work: which of several alike it is counts too."""
-        digest = hashlib.sha256(f"{self.key}\x00{event_type}\x00".encode())
-        digest.update(values.encode(payload, what="payload"))
+        return self.repeatable_id(event_type, values.encode(payload, what="payload"))
+
+    def repeatable_id(self, what: str, data: bytes) -> str:
+        """An id that is the same when the same work does the same again: which of several alike it is counts too.
+
+        Args:
+            what: What is done.
+            data: With what.
+        """
+        digest = hashlib.sha256(f"{self.key}\x00{what}\x00".encode())
+        digest.update(data)
         alike = digest.hexdigest()[:32]
         if self._published is None:
             self._published = {}
         number = self._published[alike] = self._published.get(alike, 0) + 1
         return alike if number == 1 else f"{alike}-{number}"
 
-    async def enqueue_job(self, name: str, /, **args: Any) -> str:
-        """Queues a job; returns its run id when it is durable.
+    async def run_command(self, name: str, /, **params: Any) -> Any:
+        """Calls a command and gives what it returns.
 
-        Inside an open transaction of `ws.database` it is queued when that has committed, and never when it was rolled
-        back.
+        It works in a fork of this workspace: with the same run services and the transaction that is open here, and with
+        params of its own. Which time in this workspace it is called, and with what, is its idempotency key, where this
+        workspace has one.
+
+        Args:
+            name: The command.
+            **params: The command's own: checked and converted by its function's annotations.
+
+        Raises:
+            ClosedError: The workspace is closed.
+            NotFoundError: There is no such command.
+            ValidationError: The params are not acceptable; `fields` has the reason of each.
+            Exception: Whatever it raised.
+        """
+        self.check_open()
+        key = None if self.key is None else self.repeatable_id(f"command {name}", repr(sorted(params)).encode())
+        return await self._host.call_command(self, name, params, key=key)
+
+    async def run_background_job(self, name: str, /, **args: Any) -> Any:
+        """Has a job run durably, in a new workspace on a node, waits for its end and gives what it returned.
+
+        Who is cancelled here stops waiting; the job goes on.
 
         Args:
             name: The job.
-            **args: The job's own arguments: JSON values.
+            **args: The job's own arguments: checked by its function's annotations.
 
         Raises:
             ClosedError: The workspace is closed.
             NotFoundError: There is no such job.
+            ValidationError: The arguments are not acceptable; nothing was queued.
+            PieceworkError: It failed or was aborted: its own error, or EXECUTION_FAILED with its words.
         """
         self.check_open()
-        options: dict[str, Any] = {"space": self.space}
-        if (overridden := self._overridden) is not None:
-            options["overrides"] = overridden
-        transaction = self._host.current_transaction(self)
-        if transaction is None:
-            return await self._host.enqueue(name, args, **options)
-        run_id = new_id()
-        transaction.after_commit(partial(self._host.enqueue, name, args, run_id=run_id, **options))
-        return run_id
+        run_id = await self._host.enqueue(name, args, space=self.space, overrides=self.overridden)
+        return await self._host.job_value(run_id)
+
+    async def enqueue_job(self, name: str, /, **args: Any) -> str:
+        """Queues a job; returns its run id when it is durable.
+
+        Where the workspace has an idempotency key, work that is done again queues the same jobs once. Inside an open
+        transaction of `ws.database` it is queued when that has committed, and never when it was rolled back.
+
+        Args:
+            name: The job.
+            **args: The job's own arguments: checked by its function's annotations.
+
+        Raises:
+            ClosedError: The workspace is closed.
+            NotFoundError: There is no such job.
+            ValidationError: The arguments are not acceptable; nothing was queued.
+        """
+        return await queue_in(self, name, args)
 
     @property
-    def _overridden(self) -> Mapping[str, Any] | None:
+    def overridden(self) -> Mapping[str, Any] | None:
         """What stands for services here, by name; None: nothing."""
         if self._container is not None:
             return self._container.overridden
-        return self._opening.overrides if self.parent is None else self.parent._overridden
+        return self._opening.overrides if self.parent is None else self.parent.overridden
 
     @property
     def _what(self) -> str:
@@ -567,7 +607,7 @@ class Workspace:
         return container
 
     def _inherited(self) -> Mapping[str, Any] | None:
-        return None if self.parent is None else self.parent._overridden
+        return None if self.parent is None else self.parent.overridden
 
 
 ATTRIBUTES = frozenset(name for name in dir(Workspace) if not name.startswith("_"))
@@ -614,6 +654,49 @@ def open_workspace(
     new.overrides = overrides
     new.state = state
     return new
+
+
+async def queue_in(
+    ws: Workspace,
+    name: str,
+    args: dict[str, Any],
+    *,
+    delay_seconds: float | None = None,
+    dedup: str | None = None,
+    space: str | None = None,
+) -> str:
+    """Queues a job from a workspace, as `Workspace.enqueue_job` does, with options.
+
+    Args:
+        ws: The workspace.
+        name: The job.
+        args: The job's own arguments.
+        delay_seconds: How much later it may begin.
+        dedup: While a job of this name and key is queued or running, its run id is the answer.
+        space: The tenant; None means the workspace's own.
+
+    Raises:
+        ClosedError: The workspace is closed.
+        NotFoundError: There is no such job.
+        ValidationError: The arguments are not acceptable; nothing was queued.
+    """
+    ws.check_open()
+    run_id = None if ws.key is None else ws.repeatable_id(f"job {name}", repr(sorted(args.items())).encode())
+    queue = partial(
+        ws.host.enqueue,
+        name,
+        args,
+        delay_seconds=delay_seconds,
+        dedup=dedup,
+        space=ws.space if space is None else space,
+        overrides=ws.overridden,
+    )
+    transaction = ws.host.current_transaction(ws)
+    if transaction is None:
+        return await queue(run_id=run_id)
+    run_id = run_id or new_id()
+    transaction.after_commit(partial(queue, run_id=run_id))
+    return run_id
 
 
 async def run_in_new_workspace(

@@ -30,6 +30,18 @@ async def plain(piece):
     return Success({"count": piece.state["count"], "space": piece.space, "pid": os.getpid()})
 
 
+@app.job("double")
+async def double(ws, n: int):
+    """Where it ran, and twice a number."""
+    return [os.getpid(), ws.space, 2 * n]
+
+
+@app.piece("has-a-job", every_seconds=3600)
+async def has_a_job(piece):
+    """Awaits a job, which the node runs."""
+    return Success(await piece.workspace.run_background_job("double", n=4))
+
+
 @app.piece("sync", every_seconds=3600)
 def sync(piece):
     """A plain function."""

@@ -56,10 +56,18 @@ class Host:
         *,
         run_id: str | None = None,
         delay_seconds: float | None = None,
+        dedup: str | None = None,
         space: str | None = None,
+        overrides: Any = None,
     ) -> str:
         self.sent.append((name, args, space))
         return "run-1"
+
+    async def job_value(self, run_id: str) -> Any:
+        return f"value of {run_id}"
+
+    async def call_command(self, ws: Any, name: str, params: Any, *, key: str | None) -> Any:
+        return (name, params, key)
 
 
 @pytest.fixture

@@ -49,7 +49,10 @@ def forget_events(items: Sequence[Retain], _decide: Decide, _now: int) -> Script
 
 
 def forget_ids(items: Sequence[Retain], _decide: Decide, _now: int) -> Script:
-    """Clears the ids of events from before a moment, and occurrences: they may come again; answers how many."""
+    """Clears the ids of events from before a moment, and occurrences: they may come again; answers how many.
+
+    Those of unended runs stay.
+    """
     counts: list[int] = []
     for item in items:
         rows = yield Read("ids_before", {"before": item.before, "limit": item.limit})
@@ -57,7 +60,7 @@ def forget_ids(items: Sequence[Retain], _decide: Decide, _now: int) -> Script:
             yield Change("clear_event_ids", {"seqs": [row[0] for row in rows]})
         keys = yield Read("occurrences_before", {"before": item.before, "limit": item.limit})
         if keys:
-            yield Change("delete_occurrences", {"keys": [row[0] for row in keys]})
+            yield Change("delete_occurrences", {"keys": [row[0] for row in keys], "before": item.before})
         counts.append(max(len(rows), len(keys)))
     return list(counts)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from piecework.store.contract import InsertMissing, Lock, Read, StartAgain
+from piecework.store.contract import InsertMissing, Lock, Read, StartAgain, Update
 from piecework.store.draft import Draft
 from piecework.store.items import (
     Abort,
@@ -52,7 +52,10 @@ _DUE_AT_ONCE = 500
 
 
 def enqueue(items: Sequence[Enqueue], decide: Decide, now: int) -> Script:
-    """Makes runs that no event asked for; a run id, or an occurrence, that is there already is a duplicate."""
+    """Makes runs that no event asked for; a run id, or an occurrence, that is there already is a duplicate.
+
+    An occurrence that may happen again is one only while its run has not ended.
+    """
     draft = Draft()
     earlier = yield from _occurrences(items, now)
     mine = [item for item in items if item.occurrence is None or earlier[item.occurrence] == item.run.run_id]
@@ -81,7 +84,24 @@ def _occurrences(items: Sequence[Enqueue], now: int) -> Generator[Request, Any, 
         runs |= {row.occurrence: row.run_id for row in rows}
         if first.keys() - runs.keys():  # forgotten since it was found there: it may happen again
             yield StartAgain()
+    again = sorted({item.occurrence for item in items if item.again and item.occurrence in left} - {None})
+    if again:
+        runs |= yield from _ended(first, again)
     return runs
+
+
+def _ended(first: dict[str, Occurrence], keys: Sequence[str]) -> Generator[Request, Any, dict[str, str]]:
+    """Which run each occurrence is that may happen again: a new one where its last one has ended."""
+    rows: list[Occurrence] = yield Lock(Occurrence, [(key,) for key in keys])
+    if len(rows) < len(keys):
+        yield StartAgain()
+    # Not locked: a run that is seen to have ended stays so, and one that ends this moment may stand for this call.
+    found: list[Run] = yield Read("runs_by_id", {"run_ids": sorted({row.run_id for row in rows})}, Run)
+    alive = {run.run_id for run in found if run.ended_at is None}
+    anew = [first[row.occurrence] for row in rows if row.run_id not in alive]
+    if anew:
+        yield Update(anew)
+    return {row.occurrence: row.run_id for row in [*rows, *anew]}
 
 
 def commit_stage(items: Sequence[CommitStage], decide: Decide, now: int) -> Script:
