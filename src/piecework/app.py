@@ -35,6 +35,7 @@ from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.process.address import Address, address_of
 from piecework.run.intake import Receipt
+from piecework.services import transactions
 from piecework.services.bot import Bot
 from piecework.services.database import Database
 from piecework.services.job import offered_jobs
@@ -213,9 +214,9 @@ class App(Declarations):
         """Where functions run in processes of their own."""
         return self._opened(self._processes)
 
-    def current_transaction(self, ws: Workspace) -> OpenTransaction | None:  # noqa: ARG002 - of the database, when it has some
+    def current_transaction(self, ws: Workspace) -> OpenTransaction | None:
         """The transaction that the calling code has open on that workspace's database, or None."""
-        return None
+        return transactions.of_workspace(ws.root.id)
 
     @property
     def supervisor(self) -> Supervisor:
@@ -817,8 +818,15 @@ class App(Declarations):
         ws: Workspace = ctx.workspace
         space = ws.space
 
+        workspace_id = ws.root.id
+
         async def enqueue(name: str, args: dict[str, Any], /, *, run_id: str) -> str:
-            return await self.enqueue(name, args, run_id=run_id, space=space)
+            queue = partial(self.enqueue, name, args, run_id=run_id, space=space)
+            transaction = transactions.of_workspace(workspace_id)
+            if transaction is None:
+                return await queue()
+            transaction.after_commit(queue)
+            return run_id
 
         # One for each workspace, however often it is asked for: it counts, so that two mails alike are two.
         if ws not in self._mailers:
