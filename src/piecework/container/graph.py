@@ -201,7 +201,8 @@ class Graph:
         self.promote()
         yield self
         for child in self.home.children():
-            if child.instances or child.has_graph or child.opened is not None:
+            # An empty one may stand between this container and others that have something.
+            if child.instances or child.has_graph or child.opened is not None or any(child.children()):
                 yield from child.graph._and_below()  # noqa: SLF001 - another of its own kind
 
     def _alive(self) -> set[Made]:
@@ -341,6 +342,7 @@ class Graph:
         for artifact in self.members(recipe):
             self.go_stale([artifact], rebuild=False)
             self._replace(artifact)
+            self.failed.pop(artifact, None)
         self.artifacts.pop(recipe, None)
         self.families.pop(recipe, None)
 

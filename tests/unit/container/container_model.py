@@ -523,7 +523,7 @@ class World:
                 self.fault(f"{node!r} is built again before {other!r} was cleaned up")
             elif other is node.current and node.spec.exclusive and other.opened and not other.closed:
                 self.fault(f"{node!r} is exclusive and is built beside its old instance")
-        going = self.letting_go or (node.current is not None and node.current.closes)
+        going = self.letting_go or node.param is not None or (node.current is not None and node.current.closes)
         let_go = going and ctx is not None and ctx.current is None
         if ctx is not None and not node.spec.exclusive and ctx.current is not node.instance and not let_go:
             self.fault(f"ctx.current of {node!r} is {ctx.current!r}, not {node.instance!r}")
