@@ -48,7 +48,7 @@ def end_at_once(build: Build, instance: Any, *, apart: bool = False) -> None:
         go_on(build, Attempts(build).after_discard(), apart=apart)
         return
     end(build)
-    build.artifact.home.graph.sweep()
+    build.artifact.home.sweep()
 
 
 def fail_at_once(build: Build, error: Exception, *, apart: bool, in_loop: bool) -> None:
@@ -107,7 +107,7 @@ class Attempts:
             fail(build, error)
         finally:
             end(build)
-        build.artifact.home.graph.sweep()
+        build.artifact.home.sweep()
 
     async def _attempts(self, opened: Any) -> None:
         build = self._build
@@ -154,7 +154,7 @@ class Attempts:
         failures = await close_made(build.made, home.close_timeout_seconds)
         home.graph.told(failures, build.name)
         build.made.uses = []
-        home.graph.sweep_with_those_above()
+        home.sweep()
         self._discards += 1
         if self._discards >= DISCARDS_LIMIT:
             error = UnstableError(

@@ -219,6 +219,8 @@ class Container(Place):
         def restore() -> None:
             remove()
             self.instances.pop(recipe, None)
+            if self._graph is not None:
+                self._graph.artifacts.pop(recipe, None)
             self._overrides = tuple(other for other in self._overrides if other is not entry)
 
         return restore
@@ -496,8 +498,8 @@ class Container(Place):
             return
         if self._closed_at_once():
             return
-        if (self._graph is None and self.opened is not None and self.waited_for()) or self._graph is not None:
-            self.graph.promote()
+        if self._graph is not None:
+            self._graph.promote()
         self._closed = True
         self._plans = None
         self.instances = _NONE
@@ -508,8 +510,10 @@ class Container(Place):
         if self._closing is not None:
             cancelled = await outlast(self._closing)
         if graph is not None:
-            graph.clear()
             self._graph = None
+            graph.clear()
+        else:
+            self.sweep()
         winner = cancelled or error
         if winner is not None:
             note_failures(winner, self.close_failures)
@@ -533,10 +537,13 @@ class Container(Place):
         """Closes a container that has nothing to close."""
         if self._graph is not None or self.opened is not None or self._scopes is not None:
             return False
+        used = self.instances
         self._closed = True
         self._plans = None
         self.instances = _NONE
         self._unhook()
+        if used:
+            self.sweep()
         return True
 
     async def _close(self) -> None:
@@ -657,6 +664,8 @@ class Container(Place):
                     if asyncio.iscoroutine(waits.made):
                         waits.made.close()
                     raise needs_loop(waits.recipe.name) from None
+        if recipe.scope is Scope.TRANSIENT and in_loop:
+            return MISSING  # what it came to could not be kept until the rest is there
         artifact = owner.graph.artifact(recipe)
         made = artifact.made if artifact.fresh else None
         if made is None:
@@ -774,9 +783,12 @@ class Container(Place):
         self.graph.drop(recipe)
 
     def _unhook(self) -> None:
+        orphans = [*self.children()] if self._children else ()
         for parent in self.parents:
             if parent._children is not None:
                 parent._children.pop(id(self), None)
+            for child in orphans:
+                parent._adopt(child)
             if self._scope_name is not None and isinstance(parent, Container) and parent._scopes:
                 parent._scopes.pop(self._scope_name, None)
         if self._graph is not None:

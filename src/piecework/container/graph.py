@@ -353,10 +353,10 @@ class Graph:
         artifact.made = None
         if made is not None:
             self.retired[made] = None
-            self.sweep()
+            self.home.sweep()
 
     def sweep(self) -> None:
-        """Closes the instances that were replaced and that nothing alive was made from."""
+        """Closes the instances here that were replaced and that nothing alive was made from; see `Container.sweep`."""
         loop = asyncio._get_running_loop()  # noqa: SLF001 - documented; the public one raises
         if not self.retired or self._held or self._later or self.home.closed or loop is None:
             return
@@ -376,13 +376,6 @@ class Graph:
             self._sweeping = True
             self._start(self._sweep(), f"close what was replaced in {self.home.name}", self._letting_go)
 
-    def sweep_with_those_above(self) -> None:
-        """Looks, here and in the containers above, for what may be closed now."""
-        self.sweep()
-        for parent in self.home.parents:
-            if parent.has_graph and not parent.closed:
-                parent.graph.sweep_with_those_above()
-
     def hold(self) -> None:
         """Puts off looking for what may be closed, until `unhold`."""
         self._held += 1
@@ -390,7 +383,7 @@ class Graph:
     def unhold(self) -> None:
         """Looks for what may be closed, as often as it was put off."""
         self._held -= 1
-        self.sweep()
+        self.home.sweep()
 
     async def let_go_ended(self) -> None:
         """Waits until what is being closed by itself, or by others, is closed."""
@@ -436,7 +429,8 @@ class Graph:
         failures = await close_made(made, self.home.close_timeout_seconds)
         self.tell(watching.DISPOSED, made.artifact)
         self.told(failures, made.artifact.name)
-        _sweep_above(made.uses, self)
+        for parent in self.home.parents:
+            parent.sweep()
 
     async def let_go(self, artifacts: list[Artifact], successor: Build | None = None) -> list[BaseException]:
         """Closes services at once, and all that was made from them before them; tells what failed.
@@ -451,18 +445,10 @@ class Graph:
         for build in self.builds:
             if build.artifact in artifacts and build is not successor:
                 build.made.spoiled = True
-        mades = in_order([*origins, *self._standing_on(origins)])
-        gone = [made.artifact for made in mades if made.artifact.made is made and not made.is_transient]
-        fresh = [artifact for artifact in gone if artifact.fresh]
-        for artifact in gone:
-            _outdate(artifact)
-            artifact.made = None
         failures: list[BaseException] = []
-        cancelled = await self._outlast(_close_in_order(mades, failures), "invalidate")
-        for artifact in fresh:
-            artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
-            watching.tell_watchers(artifact, "invalidated")
-        self.sweep()
+        mades = in_order([*origins, *self._standing_on(origins)])
+        cancelled = await self._outlast(_take_away(mades, failures), "invalidate")
+        self.home.sweep()
         if cancelled is not None:
             self.told(failures, "invalidate")
             raise cancelled
@@ -514,12 +500,22 @@ class Graph:
         current = asyncio.current_task()
         while tasks := {*self._letting_go} - {current}:
             await asyncio.wait(tasks)
+        failures += await self._close_below()
         told = [artifact for artifact in self if artifact.made is not None] if self.listeners else []
         failures += await close_all(of_instances(self.stack), self.home.close_timeout_seconds)
         failures += self.interrupted
         for made in in_order(artifact.made for artifact in told if artifact.made is not None):
             self.tell(watching.DISPOSED, made.artifact)
         self.tell(watching.CONTAINER_DISPOSE, None)
+        return failures
+
+    async def _close_below(self) -> list[BaseException]:
+        """Closes what was made, in containers below that are open still, from what will be closed here."""
+        failures: list[BaseException] = []
+        if any(self.home.children()):
+            origins = {*(artifact.made for artifact in self if artifact.made is not None), *self.stack, *self.retired}
+            standing = [made for made in self._standing_on(origins) if made.artifact.home is not self.home]
+            await _take_away(standing, failures)
         return failures
 
     async def _end_builds(self) -> list[BaseException]:
@@ -543,14 +539,6 @@ class Graph:
 
     def clear(self) -> None:
         """Forgets everything, after it was closed; the services above may close what nobody uses any more."""
-        if self.home.waited_for():
-            mades = [artifact.made for artifact in self if artifact.made is not None]
-            self._forget()
-            _sweep_above([used for made in mades for used in made.uses], self)
-        else:
-            self._forget()
-
-    def _forget(self) -> None:
         # What knows each other in a circle would wait for the garbage collector.
         for artifact in self:
             if artifact.made is not None:
@@ -560,6 +548,7 @@ class Graph:
         self.artifacts.clear()
         self.families.clear()
         self.retired.clear()
+        self.home.sweep()
 
     # -- to look at ----------------------------------------------------------------------------------------------
 
@@ -643,18 +632,21 @@ def _outdate(artifact: Artifact) -> None:
         artifact.home.instances.pop(artifact.recipe, None)
 
 
-async def _close_in_order(mades: list[Made], failures: list[BaseException]) -> None:
+async def _take_away(mades: list[Made], failures: list[BaseException]) -> None:
+    """Closes instances in their order; from the beginning on nobody is given one of them."""
+    gone = [made.artifact for made in mades if made.artifact.made is made and not made.is_transient]
+    fresh = [artifact for artifact in gone if artifact.fresh]
+    for artifact in gone:
+        _outdate(artifact)
+        artifact.made = None
     for made in mades:
         graph = made.artifact.home.graph
         graph.stack.pop(made, None)
         graph.retired.pop(made, None)
         failures += await close_made(made, made.artifact.home.close_timeout_seconds)
-
-
-def _sweep_above(used: Iterable[Made], graph: Graph) -> None:
-    for home in {made.artifact.home for made in used}:
-        if home is not graph.home and not home.closed:
-            home.graph.sweep()
+    for artifact in fresh:
+        artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
+        watching.tell_watchers(artifact, "invalidated")
 
 
 def _paths(made: Made | None) -> list[str]:

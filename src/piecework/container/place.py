@@ -27,20 +27,7 @@ _identity = id
 
 
 class Place:
-    """A container's place in its chain.
-
-    Args:
-        name: What it is, in errors.
-        id: Which one it is, in errors.
-        state: What factories select from; None where there is none.
-        level: How long it lives: app, workflow or run. A fork is one of level transient: only what was made for it
-            lives there.
-        registry: Its own recipes; None until the first `register`.
-        parents: Where it looks for what it does not know, in order.
-        clock: What pauses between attempts are measured with; its first parent's when not given.
-        close_timeout_seconds: How long one closer may take.
-        run_id: The run it belongs to, or None.
-    """
+    """A container's place in its chain; its arguments are those of `Container`."""
 
     # What most containers never change is kept with the class: opening one is to cost next to nothing.
     workspace: Any = None
@@ -143,6 +130,8 @@ class Place:
         """The recipes of its own."""
         if self._registry is None:
             self._registry = Registry()
+            if self.level is Scope.TRANSIENT:
+                self._hook()
             if self._owns_plans and self._plans is not None:
                 self._plans.registry = self._registry
                 self._registry.plans.add(self._plans)
@@ -209,12 +198,12 @@ class Place:
         self.watched = True
         self.quick = False
 
-    def waited_for(self) -> bool:
-        """Whether an instance further up was replaced and waits for what still uses it."""
+    def sweep(self) -> None:
+        """Looks, here and further up, for instances that were replaced and that nothing alive was made from."""
+        if self._graph is not None:
+            self._graph.sweep()
         for parent in self.parents:
-            if (parent._graph is not None and parent._graph.retired) or (parent.parents and parent.waited_for()):
-                return True
-        return False
+            parent.sweep()
 
     def up(self, way: tuple[int, ...]) -> Container:
         """The container that a way through parents leads to."""
