@@ -498,17 +498,19 @@ class Container(Place):
             return
         if self._closed_at_once():
             return
-        if self._graph is not None:
-            self._graph.promote()
+        if self._graph is not None or (self.opened is not None and self.waited_for()):
+            self.graph.promote()
         self._closed = True
         self._plans = None
         self.instances = _NONE
-        self._unhook()
         graph, cancelled = self._graph, None
+        if graph is not None:
+            graph.unhook()
         if graph is None or self._scopes or not graph.at_rest:
             self._closing = start(self._close(), name=f"close {self.name}")
         if self._closing is not None:
             cancelled = await outlast(self._closing)
+        self._unhook()
         if graph is not None:
             self._graph = None
             graph.clear()
@@ -791,5 +793,3 @@ class Container(Place):
                 parent._adopt(child)
             if self._scope_name is not None and isinstance(parent, Container) and parent._scopes:
                 parent._scopes.pop(self._scope_name, None)
-        if self._graph is not None:
-            self._graph.unhook()

@@ -62,6 +62,7 @@ class Graph:
         stack: What has something to close.
         retired: Instances that were replaced, and something alive was made from them.
         builds: Under way.
+        closing: Instances whose closers run now, while the container is open.
         listeners: Who is told of events, by event.
         watchers: Who is told of a service's changes, by its name and what names it in its family.
         interrupted: What failed while builds that were cut off were cleaned up, for `close`.
@@ -78,6 +79,7 @@ class Graph:
         "_sweeping",
         "artifacts",
         "builds",
+        "closing",
         "failed",
         "families",
         "home",
@@ -95,6 +97,7 @@ class Graph:
         self.stack = Stack(home.title)
         self.retired: dict[Made, None] = {}
         self.builds: set[Build] = set()
+        self.closing: set[Made] = set()
         self.listeners: dict[str, list[Callable[[Any], Any]]] = {}
         self.watchers: dict[tuple[str, str | None], list[Callable[[Any], Any]]] = {}
         self.failed: dict[Artifact, Exception] = {}
@@ -196,14 +199,19 @@ class Graph:
         for _ in self._and_below():
             pass
 
-    def _and_below(self) -> Iterator[Graph]:
-        """The graphs of this container and of all live ones below it, with everything in them noted."""
-        self.promote()
+    def _and_below(self, *, closing: bool = False) -> Iterator[Graph]:
+        """The graphs of this container and of all live ones below it, with everything in them noted.
+
+        Args:
+            closing: Also those whose closers have not ended yet.
+        """
+        if not self.home.closed:
+            self.promote()
         yield self
-        for child in self.home.children():
+        for child in self.home.children(closing=closing):
             # An empty one may stand between this container and others that have something.
-            if child.instances or child.has_graph or child.opened is not None or any(child.children()):
-                yield from child.graph._and_below()  # noqa: SLF001 - another of its own kind
+            if child.has_graph or (not child.closed and (child.instances or child.opened is not None or child.is_used)):
+                yield from child.graph._and_below(closing=closing)  # noqa: SLF001 - another of its own kind
 
     def _alive(self) -> set[Made]:
         return {
@@ -408,11 +416,12 @@ class Graph:
         needed: set[Made] = set()
         going = [
             made
-            for graph in self._and_below()
+            for graph in self._and_below(closing=True)
             for made in (
                 *(artifact.made for artifact in graph if artifact.made is not None),
                 *(made for made in graph.stack if made not in self.retired),
                 *(made for made in graph.retired if graph is not self),
+                *graph.closing,
                 *(build.made for build in graph.builds),
             )
         ]
@@ -424,9 +433,7 @@ class Graph:
         return in_order(made for made in self.retired if made not in needed)
 
     async def _release(self, made: Made) -> None:
-        self.retired.pop(made, None)
-        self.stack.pop(made, None)
-        failures = await close_made(made, self.home.close_timeout_seconds)
+        failures = await self.close_one(made)
         self.tell(watching.DISPOSED, made.artifact)
         self.told(failures, made.artifact.name)
         for parent in self.home.parents:
@@ -453,6 +460,16 @@ class Graph:
             self.told(failures, "invalidate")
             raise cancelled
         return failures
+
+    async def close_one(self, made: Made) -> list[BaseException]:
+        """Closes an instance that lives here; what it was made from is used until that has ended."""
+        self.retired.pop(made, None)
+        self.stack.pop(made, None)
+        self.closing.add(made)
+        try:
+            return await close_made(made, self.home.close_timeout_seconds)
+        finally:
+            self.closing.discard(made)
 
     def told(self, failures: list[BaseException], name: str) -> None:
         """Tells by a signal what failed while closing, where nobody is left to raise it to."""
@@ -640,10 +657,7 @@ async def _take_away(mades: list[Made], failures: list[BaseException]) -> None:
         _outdate(artifact)
         artifact.made = None
     for made in mades:
-        graph = made.artifact.home.graph
-        graph.stack.pop(made, None)
-        graph.retired.pop(made, None)
-        failures += await close_made(made, made.artifact.home.close_timeout_seconds)
+        failures += await made.artifact.home.graph.close_one(made)
     for artifact in fresh:
         artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
         watching.tell_watchers(artifact, "invalidated")

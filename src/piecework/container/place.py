@@ -198,6 +198,13 @@ class Place:
         self.watched = True
         self.quick = False
 
+    def waited_for(self) -> bool:
+        """Whether an instance further up was replaced and waits for what still uses it."""
+        for parent in self.parents:
+            if (parent._graph is not None and parent._graph.retired) or (parent.parents and parent.waited_for()):
+                return True
+        return False
+
     def sweep(self) -> None:
         """Looks, here and further up, for instances that were replaced and that nothing alive was made from."""
         if self._graph is not None:
@@ -212,11 +219,20 @@ class Place:
             owner = owner.parents[index]
         return owner
 
-    def children(self) -> Iterator[Any]:
-        """The open containers that look in this one."""
+    @property
+    def is_used(self) -> bool:
+        """Whether open containers look in this one."""
+        return self._children is not None and any(self.children())
+
+    def children(self, *, closing: bool = False) -> Iterator[Any]:
+        """The open containers that look in this one.
+
+        Args:
+            closing: Also those whose closers have not ended yet.
+        """
         for key, reference in tuple((self._children or {}).items()):
             child = reference()
-            if child is not None and not child.closed:
+            if child is not None and (closing or not child.closed):
                 yield child
             elif child is None and self._children is not None and self._children.get(key) is reference:
                 del self._children[key]

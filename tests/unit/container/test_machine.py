@@ -902,10 +902,6 @@ def profile(examples, steps=30, **rest):
     )
 
 
-@pytest.mark.skipif(
-    not os.environ.get("PIECEWORK_FUZZ"),
-    reason="it still finds differences between the model and the container: make fuzz",
-)
 def test_any_history_of_a_tree_of_containers():
     """Whatever is done in whatever order, all promises of a container hold after each step and at the end."""
     run_state_machine_as_test(ContainerMachine, settings=profile(100))
