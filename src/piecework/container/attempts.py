@@ -153,8 +153,6 @@ class Attempts:
         home = build.artifact.home
         failures = await close_made(build.made, home.close_timeout_seconds)
         home.graph.told(failures, build.name)
-        build.made.uses = []
-        home.sweep()
         self._discards += 1
         if self._discards >= DISCARDS_LIMIT:
             error = UnstableError(
@@ -170,6 +168,7 @@ class Attempts:
 
     def _renew(self) -> None:
         self._build.made = Made(self._build.artifact, self._build)
+        self._build.artifact.home.sweep()
         begin_attempt(self._build)
 
 

@@ -685,6 +685,8 @@ class Container(Place):
             made = outcome(build)
         if asker is not None:
             asker.uses.append(made)
+        if artifact.param is not None:
+            owner.graph.trim(recipe)
         return made.instance
 
     async def _made(self, key: Key, asker: Made | None, params: Any) -> Made:
@@ -697,10 +699,14 @@ class Container(Place):
             )
         artifact = owner.graph.artifact(plan.recipe, params)
         made = artifact.made if artifact.fresh else None
-        if made is None:
-            made = await obtain(artifact, asker, apart=is_wider(owner.level, self.level))
-        if asker is not None:
-            asker.uses.append(made)
+        try:
+            if made is None:
+                made = await obtain(artifact, asker, apart=is_wider(owner.level, self.level))
+            if asker is not None:
+                asker.uses.append(made)
+        finally:
+            if artifact.param is not None:
+                owner.graph.trim(plan.recipe)
         return made
 
     async def _go_on(self, key: Key, end: NotNowError | WaitsError) -> Any:

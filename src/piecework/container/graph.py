@@ -177,19 +177,21 @@ class Graph:
         return uses
 
     def member(self, recipe: Recipe, param: str, params: Any = None) -> Artifact:
-        """The member of a family; when there are too many, those least recently asked for are let go."""
+        """The member of a family; now the most recently asked for."""
         family = self.families.setdefault(recipe, {})
         artifact = family.pop(param, None) or Artifact(recipe, self.home, param, params)
         family[param] = artifact
-        self._trim(artifact)
         return artifact
 
-    def _trim(self, kept: Artifact) -> None:
-        """Lets go of the members of a family that are too many, and that nobody builds now."""
-        family = self.families.get(kept.recipe, {})
-        surplus = len(family) - kept.recipe.param_limit
-        for idle in [other for other in family.values() if other.build is None][: max(surplus, 0)]:
-            if idle is not kept:
+    def trim(self, recipe: Recipe) -> None:
+        """Lets go of the members of a family that are too many, the least recently asked for first.
+
+        Whoever asks calls this when he has been served: what is being made, or has not reached all who wait, stays.
+        """
+        family = self.families.get(recipe, {})
+        surplus = len(family) - recipe.param_limit
+        if surplus > 0:
+            for idle in [other for other in family.values() if not other.is_awaited][:surplus]:
                 del family[idle.param or ""]
                 if idle.made is not None:
                     self._replace(idle)
@@ -255,8 +257,6 @@ class Graph:
             return
         if artifact.param is None:
             self.home.instances[artifact.recipe] = instance
-        else:
-            self._trim(artifact)
         if made.readings and self._followed is None and self.home.state is not None:
             self._followed = _follow(self.home.state, self)
         if made.stream is not None:

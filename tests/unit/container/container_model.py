@@ -367,8 +367,20 @@ class World:
             return {ClosedError}
         if not spec.transient and self.node(lives, spec, spec.param(params)).fresh:
             return set()
+        return self.hindrances(spec, lives)
+
+    def hindrances(self, spec: Spec, lives: Place) -> set[type[Exception]]:
+        """Why a service that lives somewhere cannot be built."""
         errors: set[type[Exception]] = {InvalidScopeError} if spec.selects and lives.source() is None else set()
         return errors.union(*(self.obstacles(lives, need) for need, _ in spec.needs))
+
+    def asked_for(self, where: Place, key: str) -> tuple[Spec, Place] | None:
+        """What is built for who asks now, whatever comes to stand for it meanwhile."""
+        found = None if where.closed else where.find(key)
+        if found is None or not isinstance(found[0], Spec):
+            return None
+        lives = self.home_of(*found)
+        return None if lives is None else (found[0], lives)
 
     # -- factories ---------------------------------------------------------------------------------------------------
 

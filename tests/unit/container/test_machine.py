@@ -57,6 +57,7 @@ class Call:
     task: asyncio.Task[Any]
     where: Place
     key: str | None = None
+    built: tuple | None = None
     suspects: set[type[Exception]] = field(default_factory=set)
     since: int = 0
     bad: int = 0
@@ -113,6 +114,7 @@ class ContainerMachine(RuleBasedStateMachine):
         """Has a coroutine run by the side; what it may fail with is kept."""
         call = Call(what, asyncio.ensure_future(make()), where, key, since=self.world.disturbances)
         call.bad = self.world.badly_closed
+        call.built = None if key is None else self.world.asked_for(where, key)
         self.calls.append(call)
         self.suspect(call, params)
         return call
@@ -120,6 +122,8 @@ class ContainerMachine(RuleBasedStateMachine):
     def suspect(self, call, params=None):
         if call.key is not None:
             call.suspects |= self.world.obstacles(call.where, call.key, params)
+        if call.built is not None:
+            call.suspects |= self.world.hindrances(*call.built)
 
     def judge(self):
         """Looks at what has come to its end."""
