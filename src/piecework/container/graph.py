@@ -427,7 +427,7 @@ class Graph:
         ]
         while going:
             for used in going.pop().uses:
-                if used not in needed:
+                if used not in needed and not used.closed:
                     needed.add(used)
                     going.append(used)
         return in_order(made for made in self.retired if made not in needed)
