@@ -215,15 +215,20 @@ class Graph:
             if child.has_graph or (not child.closed and (child.instances or child.opened is not None or child.is_used)):
                 yield from child.graph._and_below(closing=closing)  # noqa: SLF001 - another of its own kind
 
-    def _alive(self) -> set[Made]:
+    def _alive(self, *, closing: bool = False) -> set[Made]:
         return {
             made
-            for graph in self._and_below()
+            for graph in self._and_below(closing=closing)
             for made in (*(a.made for a in graph if a.made is not None), *graph.stack, *graph.retired)
         }
 
-    def _standing_on(self, origins: set[Made]) -> list[Made]:
-        """What is alive and was made from one of `origins`, at any remove; what was completed last comes first."""
+    def _standing_on(self, origins: set[Made], *, closing: bool = False) -> list[Made]:
+        """What is alive and was made from one of `origins`, at any remove; what was completed last comes first.
+
+        Args:
+            origins: Not among them.
+            closing: Also in containers that are being closed.
+        """
         known: dict[Made, bool] = {}
 
         def stands(made: Made) -> bool:
@@ -232,7 +237,7 @@ class Graph:
                 known[made] = any(used in origins or stands(used) for used in made.uses)
             return known[made]
 
-        return in_order(made for made in self._alive() if made not in origins and stands(made))
+        return in_order(made for made in self._alive(closing=closing) if made not in origins and stands(made))
 
     # -- what happens --------------------------------------------------------------------------------------------
 
@@ -453,7 +458,7 @@ class Graph:
             if build.artifact in artifacts and build is not successor:
                 build.made.spoiled = True
         failures: list[BaseException] = []
-        mades = in_order([*origins, *self._standing_on(origins)])
+        mades = in_order([*origins, *self._standing_on(origins, closing=True)])
         cancelled = await self._outlast(_take_away(mades, failures), "invalidate")
         self.home.sweep()
         if cancelled is not None:
@@ -652,7 +657,7 @@ def _outdate(artifact: Artifact) -> None:
 async def _take_away(mades: list[Made], failures: list[BaseException]) -> None:
     """Closes instances in their order; from the beginning on nobody is given one of them."""
     gone = [made.artifact for made in mades if made.artifact.made is made and not made.is_transient]
-    fresh = [artifact for artifact in gone if artifact.fresh]
+    fresh = [artifact for artifact in gone if artifact.fresh and not artifact.home.closed]
     for artifact in gone:
         _outdate(artifact)
         artifact.made = None

@@ -20,7 +20,7 @@ def log() -> list[str]:
 
 
 def closing(name: str, log: list[str]) -> Callable[..., Any]:
-    def make(ctx: FactoryContext) -> object:
+    def make(ctx: FactoryContext) -> Any:
         ctx.on_cleanup(lambda: log.append(name))
         return object()
 
@@ -28,7 +28,7 @@ def closing(name: str, log: list[str]) -> Callable[..., Any]:
 
 
 def standing_on_base(name: str, log: list[str]) -> Callable[..., Any]:
-    def make(ctx: FactoryContext, base: object) -> tuple[str, object]:
+    def make(ctx: FactoryContext, base: Any) -> tuple[str, object]:
         ctx.on_cleanup(lambda: log.append(name))
         return name, base
 
@@ -87,7 +87,7 @@ async def test_what_was_replaced_goes_with_the_last_container_that_used_it(log: 
     app = Container("app")
     workflow = Container("workflow", level=Scope.WORKFLOW, parents=[app])
 
-    def member(ctx: FactoryContext) -> object:
+    def member(ctx: FactoryContext) -> Any:
         name = str(ctx.params)
         ctx.on_cleanup(lambda: log.append(name))
         return object()
@@ -108,7 +108,7 @@ async def test_a_service_with_transient_needs_asks_each_of_them_once() -> None:
     """A transient that has to be awaited is made once for each service that needs it."""
     calls: list[int] = []
 
-    async def part() -> object:
+    async def part() -> Any:
         calls.append(1)
         await asyncio.sleep(0)
         return object()
@@ -135,11 +135,11 @@ async def test_members_asked_for_at_once_are_made_once_each_and_all_are_closed(l
     gate = asyncio.Event()
     made: list[str] = []
 
-    async def base() -> object:
+    async def base() -> Any:
         await gate.wait()
         return object()
 
-    def member(ctx: FactoryContext, base: object) -> str:
+    def member(ctx: FactoryContext, base: Any) -> str:
         name = str(ctx.params)
         made.append(name)
         ctx.on_cleanup(lambda: log.append(name))
@@ -161,7 +161,7 @@ async def test_what_is_being_closed_still_has_what_it_was_made_from(log: list[st
     """While a closer waits, what its service was made from is not closed, though nothing else was made from it."""
     gate = asyncio.Event()
 
-    def top(ctx: FactoryContext, base: object) -> tuple[str, object]:
+    def top(ctx: FactoryContext, base: Any) -> tuple[str, object]:
         async def close() -> None:
             await gate.wait()
             log.append("top")
@@ -189,7 +189,7 @@ async def test_a_container_that_is_being_closed_still_has_what_it_uses_above(log
     """While a run closes, what its services were made from further up is not closed."""
     gate = asyncio.Event()
 
-    def top(ctx: FactoryContext, base: object) -> tuple[str, object]:
+    def top(ctx: FactoryContext, base: Any) -> tuple[str, object]:
         async def close() -> None:
             await gate.wait()
             log.append("top")
@@ -210,4 +210,27 @@ async def test_a_container_that_is_being_closed_still_has_what_it_uses_above(log
     await going
     await settle()
     assert log == ["top", "base"]
+    await app.dispose()
+
+
+async def test_invalidating_closes_what_a_closing_container_made_from_it_first(log: list[str]) -> None:
+    """Invalidating a service closes what was made from it first, also in a run that is just being closed."""
+    gate = asyncio.Event()
+    app, run, _ = tree()
+    app.register("base", closing("base", log))
+    run.register("top", standing_on_base("top", log))
+
+    def last(ctx: FactoryContext) -> Any:
+        ctx.on_cleanup(gate.wait)
+        return object()
+
+    run.register("last", last)
+    await run.require("top")
+    await run.require("last")
+    going = asyncio.create_task(run.dispose())
+    await settle()
+    await app.invalidate("base")
+    assert log == ["top", "base"]
+    gate.set()
+    await going
     await app.dispose()
