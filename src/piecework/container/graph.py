@@ -284,7 +284,7 @@ class Graph:
         self.home.observe()
         self.tell(watching.STREAM_EMIT, artifact, value=value, version=artifact.version)
         watching.tell_watchers(artifact, "stream")
-        self._go_stale([other.artifact for other in self._standing_on({made})])
+        self._go_stale(_present(self._standing_on({made})))
 
     def fail(self, made: Made, error: Exception) -> None:
         """Notes that the stream of an instance broke: the next who asks builds it anew."""
@@ -318,8 +318,7 @@ class Graph:
         """Marks services as outdated, with all that was made from them; instances stay until they are replaced."""
         mades = {artifact.made for artifact in artifacts if artifact.made is not None}
         if mades:
-            dependents = [made.artifact for made in self._standing_on(mades)]
-            self._go_stale(dependents + [made.artifact for made in in_order(mades)], rebuild=rebuild)
+            self._go_stale(_present([*self._standing_on(mades), *in_order(mades)]), rebuild=rebuild)
 
     def _go_stale(self, affected: list[Artifact], *, rebuild: bool = True) -> None:
         changed = [a for a in affected if a.fresh and a.recipe.scope is not Scope.TRANSIENT]
@@ -346,7 +345,7 @@ class Graph:
     def wanted_with(self, artifacts: list[Artifact]) -> list[Artifact]:
         """What was made from some services, and is watched or not lazy; what it needs comes first."""
         mades = {artifact.made for artifact in artifacts if artifact.made is not None}
-        return [made.artifact for made in reversed(self._standing_on(mades)) if made.artifact.wanted]
+        return [artifact for artifact in reversed(_present(self._standing_on(mades))) if artifact.wanted]
 
     # -- letting go ----------------------------------------------------------------------------------------------
 
@@ -460,7 +459,6 @@ class Graph:
         failures: list[BaseException] = []
         mades = in_order([*origins, *self._standing_on(origins, closing=True)])
         cancelled = await self._outlast(_take_away(mades, failures), "invalidate")
-        self.home.sweep()
         if cancelled is not None:
             self.told(failures, "invalidate")
             raise cancelled
@@ -633,6 +631,11 @@ def in_order(mades: Iterable[Made]) -> list[Made]:
     return found[::-1]
 
 
+def _present(mades: Iterable[Made]) -> list[Artifact]:
+    """The services of which some instances are the newest; an older one that is kept for its users tells nothing."""
+    return [made.artifact for made in mades if made.artifact.made is made]
+
+
 def _rebuild_wanted(artifacts: list[Artifact]) -> None:
     """Rebuilds what somebody counts on; what is replaced by it is looked through once, at the end."""
     wanted = [artifact for artifact in artifacts if artifact.wanted and not artifact.home.closed]
@@ -666,6 +669,8 @@ async def _take_away(mades: list[Made], failures: list[BaseException]) -> None:
     for artifact in fresh:
         artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
         watching.tell_watchers(artifact, "invalidated")
+    for home in {made.artifact.home for made in mades}:
+        home.sweep()
 
 
 def _paths(made: Made | None) -> list[str]:
