@@ -510,12 +510,10 @@ class Container(Place):
             self._closing = start(self._close(), name=f"close {self.name}")
         if self._closing is not None:
             cancelled = await outlast(self._closing)
-        self._unhook()
         if graph is not None:
             self._graph = None
             graph.clear()
-        else:
-            self.sweep()
+        self._leave()
         winner = cancelled or error
         if winner is not None:
             note_failures(winner, self.close_failures)
@@ -539,13 +537,10 @@ class Container(Place):
         """Closes a container that has nothing to close."""
         if self._graph is not None or self.opened is not None or self._scopes is not None:
             return False
-        used = self.instances
         self._closed = True
         self._plans = None
         self.instances = _NONE
-        self._unhook()
-        if used:
-            self.sweep()
+        self._leave()
         return True
 
     async def _close(self) -> None:
@@ -790,12 +785,15 @@ class Container(Place):
         self.observe()
         self.graph.drop(recipe)
 
-    def _unhook(self) -> None:
-        orphans = [*self.children()] if self._children else ()
+    def _leave(self) -> None:
+        """Has those above forget it, and close what was replaced and nothing else was made from."""
         for parent in self.parents:
             if parent._children is not None:
                 parent._children.pop(id(self), None)
-            for child in orphans:
-                parent._adopt(child)
-            if self._scope_name is not None and isinstance(parent, Container) and parent._scopes:
+            if self._children is not None:
+                for child in self.children():
+                    parent._adopt(child)
+            if parent._graph is not None or parent.parents:
+                parent.sweep()
+            if self._scope_name is not None and parent._scopes:
                 parent._scopes.pop(self._scope_name, None)

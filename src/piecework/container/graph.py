@@ -558,7 +558,7 @@ class Graph:
         ]
 
     def clear(self) -> None:
-        """Forgets everything, after it was closed; the services above may close what nobody uses any more."""
+        """Forgets everything, after it was closed."""
         # What knows each other in a circle would wait for the garbage collector.
         for artifact in self:
             if artifact.made is not None:
@@ -568,7 +568,6 @@ class Graph:
         self.artifacts.clear()
         self.families.clear()
         self.retired.clear()
-        self.home.sweep()
 
     # -- to look at ----------------------------------------------------------------------------------------------
 

@@ -610,7 +610,9 @@ class World:
         for user in attempt.users:
             if user.home is None or user.home.orphaned:
                 continue
-            if user.alive or (user.status == "made" and not user.closed and self.unheard(user)):
+            # What has nothing to close may have been given up unseen.
+            unseen = user.status == "made" and user.opened and not user.closed and self.unheard(user)
+            if user.alive or unseen:
                 self.fault(f"{attempt!r} is closed while {user!r}, which was built from it, is alive")
         if attempt.spec.closer:
             self.badly_closed += 1

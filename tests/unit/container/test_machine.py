@@ -749,6 +749,15 @@ class ContainerMachine(RuleBasedStateMachine):
 
     def held(self, attempt):
         """Tells whether something that was built from it is alive, or being built, or was never to be closed."""
+        # A build that waits for the rest of what it needs has taken it, and its factory was not called yet.
+        waiting = bool(self.world.gates or self.world.clock.sleeping)
+        if waiting and any(
+            key == attempt.spec.key
+            for place in self.world.places
+            for spec in place.specs.values()
+            for key, _ in spec.needs
+        ):
+            return True
         return any(
             user.alive
             or user.status in {"running", "made"}
