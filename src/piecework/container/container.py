@@ -788,12 +788,15 @@ class Container(Place):
     def _leave(self) -> None:
         """Has those above forget it, and close what was replaced and nothing else was made from."""
         for parent in self.parents:
-            if parent._children is not None:
-                parent._children.pop(id(self), None)
-            if self._children is not None:
+            children = parent._children
+            if children is not None:
+                children.pop(id(self), None)
+            graph = parent._graph
+            if parent.parents or (graph is not None and graph.retired):
+                parent.sweep()
+        if self._children is not None or self._scope_name is not None:
+            for parent in self.parents:
                 for child in self.children():
                     parent._adopt(child)
-            if parent._graph is not None or parent.parents:
-                parent.sweep()
-            if self._scope_name is not None and parent._scopes:
-                parent._scopes.pop(self._scope_name, None)
+                if parent._scopes:
+                    parent._scopes.pop(self._scope_name or "", None)

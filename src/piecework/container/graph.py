@@ -369,8 +369,10 @@ class Graph:
 
     def sweep(self) -> None:
         """Closes the instances here that were replaced and that nothing alive was made from; see `Container.sweep`."""
+        if not self.retired or self._held or self._later or self.home.closed:
+            return
         loop = asyncio._get_running_loop()  # noqa: SLF001 - documented; the public one raises
-        if not self.retired or self._held or self._later or self.home.closed or loop is None:
+        if loop is None:
             return
         if len(self.artifacts) > MANY:
             # To look through so many for each of them would take the square of their number.

@@ -207,8 +207,9 @@ class Place:
 
     def sweep(self) -> None:
         """Looks, here and further up, for instances that were replaced and that nothing alive was made from."""
-        if self._graph is not None:
-            self._graph.sweep()
+        graph = self._graph
+        if graph is not None and graph.retired:
+            graph.sweep()
         for parent in self.parents:
             parent.sweep()
 
