@@ -194,7 +194,9 @@ class Graph:
             for idle in [other for other in family.values() if not other.is_awaited][:surplus]:
                 del family[idle.param or ""]
                 if idle.made is not None:
-                    self._replace(idle)
+                    # It is not outdated: what is being made from it now need not be made anew.
+                    self.retired[idle.made] = None
+                    self.home.sweep()
 
     def note(self) -> None:
         """Notes what was made the quick way here and below."""
@@ -324,6 +326,7 @@ class Graph:
         changed = [a for a in affected if a.fresh and a.recipe.scope is not Scope.TRANSIENT]
         for artifact in changed:
             _outdate(artifact)
+        changed = [a for a in changed if a.made not in a.home.graph.retired]  # not the let go members of families
         for artifact in changed:
             artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
             watching.tell_watchers(artifact, "invalidated")
