@@ -72,6 +72,11 @@ class Artifact:
         return "stale" if self.version else "idle"
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether it is being built, or was and has not reached all who wait for it."""
+        return self.build is not None or (self.made is not None and bool(self.made.waiters))
+
+    @property
     def watchers(self) -> list[Callable[[Change], Any]]:
         """Who is told of its changes."""
         return self.home.graph.watchers.get((self.recipe.name, self.param)) or []
@@ -102,6 +107,7 @@ class Made:
         wired: False while what its parameters name is not noted in `uses` yet.
         spoiled: That something it uses was taken away while it was made.
         closed: That its closers have begun to run.
+        waiters: Who waited for it and has not been given it yet.
     """
 
     instance: Any = None
@@ -111,6 +117,7 @@ class Made:
     wired: bool = True
     spoiled: bool = False
     closed: bool = False
+    waiters: list[asyncio.Future[None]] | tuple[asyncio.Future[None], ...] = ()
 
     def __init__(self, artifact: Artifact, build: Build | None) -> None:
         self.artifact = artifact

@@ -48,7 +48,7 @@ def end_at_once(build: Build, instance: Any, *, apart: bool = False) -> None:
         go_on(build, Attempts(build).after_discard(), apart=apart)
         return
     end(build)
-    build.artifact.home.graph.sweep()
+    build.artifact.home.sweep()
 
 
 def fail_at_once(build: Build, error: Exception, *, apart: bool, in_loop: bool) -> None:
@@ -107,7 +107,7 @@ class Attempts:
             fail(build, error)
         finally:
             end(build)
-        build.artifact.home.graph.sweep()
+        build.artifact.home.sweep()
 
     async def _attempts(self, opened: Any) -> None:
         build = self._build
@@ -153,8 +153,6 @@ class Attempts:
         home = build.artifact.home
         failures = await close_made(build.made, home.close_timeout_seconds)
         home.graph.told(failures, build.name)
-        build.made.uses = []
-        home.graph.sweep_with_those_above()
         self._discards += 1
         if self._discards >= DISCARDS_LIMIT:
             error = UnstableError(
@@ -170,6 +168,7 @@ class Attempts:
 
     def _renew(self) -> None:
         self._build.made = Made(self._build.artifact, self._build)
+        self._build.artifact.home.sweep()
         begin_attempt(self._build)
 
 

@@ -52,7 +52,7 @@ async def obtain(artifact: Artifact, asker: Made | None = None, *, apart: bool =
         if not build.ended:
             await _wait(build, asker)
         made = outcome(build)
-        if made.is_transient or artifact.made is made:
+        if made.is_transient or (artifact.made is made and not made.closed):
             return made
         # It was taken away between its completion and this waiter's turn.
         artifact.home.check_open()

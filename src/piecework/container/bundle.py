@@ -80,3 +80,4 @@ def _restore(container: Container, entry: dict[str, Any]) -> None:
     graph = container.graph
     artifact = graph.artifact(recipe) if param is None else graph.member(recipe, param)
     graph.complete(artifact, Made(artifact, None), instance)
+    graph.trim(recipe)

@@ -219,6 +219,8 @@ class Container(Place):
         def restore() -> None:
             remove()
             self.instances.pop(recipe, None)
+            if self._graph is not None:
+                self._graph.artifacts.pop(recipe, None)
             self._overrides = tuple(other for other in self._overrides if other is not entry)
 
         return restore
@@ -496,20 +498,22 @@ class Container(Place):
             return
         if self._closed_at_once():
             return
-        if (self._graph is None and self.opened is not None and self.waited_for()) or self._graph is not None:
+        if self._graph is not None or (self.opened is not None and self.waited_for()):
             self.graph.promote()
         self._closed = True
         self._plans = None
         self.instances = _NONE
-        self._unhook()
         graph, cancelled = self._graph, None
+        if graph is not None:
+            graph.unhook()
         if graph is None or self._scopes or not graph.at_rest:
             self._closing = start(self._close(), name=f"close {self.name}")
         if self._closing is not None:
             cancelled = await outlast(self._closing)
         if graph is not None:
-            graph.clear()
             self._graph = None
+            graph.clear()
+        self._leave()
         winner = cancelled or error
         if winner is not None:
             note_failures(winner, self.close_failures)
@@ -536,7 +540,7 @@ class Container(Place):
         self._closed = True
         self._plans = None
         self.instances = _NONE
-        self._unhook()
+        self._leave()
         return True
 
     async def _close(self) -> None:
@@ -664,6 +668,8 @@ class Container(Place):
                     if asyncio.iscoroutine(waits.made):
                         waits.made.close()
                     raise needs_loop(waits.recipe.name) from None
+        if recipe.scope is Scope.TRANSIENT and in_loop:
+            return MISSING  # what it came to could not be kept until the rest is there
         artifact = owner.graph.artifact(recipe)
         made = artifact.made if artifact.fresh else None
         if made is None:
@@ -681,6 +687,8 @@ class Container(Place):
             made = outcome(build)
         if asker is not None:
             asker.uses.append(made)
+        if artifact.param is not None:
+            owner.graph.trim(recipe)
         return made.instance
 
     async def _made(self, key: Key, asker: Made | None, params: Any) -> Made:
@@ -693,10 +701,14 @@ class Container(Place):
             )
         artifact = owner.graph.artifact(plan.recipe, params)
         made = artifact.made if artifact.fresh else None
-        if made is None:
-            made = await obtain(artifact, asker, apart=is_wider(owner.level, self.level))
-        if asker is not None:
-            asker.uses.append(made)
+        try:
+            if made is None:
+                made = await obtain(artifact, asker, apart=is_wider(owner.level, self.level))
+            if asker is not None:
+                asker.uses.append(made)
+        finally:
+            if artifact.param is not None:
+                owner.graph.trim(plan.recipe)
         return made
 
     async def _go_on(self, key: Key, end: NotNowError | WaitsError) -> Any:
@@ -780,11 +792,18 @@ class Container(Place):
         self.observe()
         self.graph.drop(recipe)
 
-    def _unhook(self) -> None:
+    def _leave(self) -> None:
+        """Has those above forget it, and close what was replaced and nothing else was made from."""
         for parent in self.parents:
-            if parent._children is not None:
-                parent._children.pop(id(self), None)
-            if self._scope_name is not None and isinstance(parent, Container) and parent._scopes:
-                parent._scopes.pop(self._scope_name, None)
-        if self._graph is not None:
-            self._graph.unhook()
+            children = parent._children
+            if children is not None:
+                children.pop(id(self), None)
+            graph = parent._graph
+            if parent.parents or (graph is not None and graph.retired):
+                parent.sweep()
+        if self._children is not None or self._scope_name is not None:
+            for parent in self.parents:
+                for child in self.children():
+                    parent._adopt(child)
+                if parent._scopes:
+                    parent._scopes.pop(self._scope_name or "", None)

@@ -124,6 +124,8 @@ def end(build: Build) -> None:
         RUNNING.pop(build.runner, None)
         build.runner = None
     build.made.build = None
+    if build.waiters:
+        build.made.waiters = build.waiters
     artifact = build.artifact
     artifact.build = None
     home = artifact.home

@@ -62,6 +62,7 @@ class Graph:
         stack: What has something to close.
         retired: Instances that were replaced, and something alive was made from them.
         builds: Under way.
+        closing: Instances whose closers run now, while the container is open.
         listeners: Who is told of events, by event.
         watchers: Who is told of a service's changes, by its name and what names it in its family.
         interrupted: What failed while builds that were cut off were cleaned up, for `close`.
@@ -78,6 +79,7 @@ class Graph:
         "_sweeping",
         "artifacts",
         "builds",
+        "closing",
         "failed",
         "families",
         "home",
@@ -95,6 +97,7 @@ class Graph:
         self.stack = Stack(home.title)
         self.retired: dict[Made, None] = {}
         self.builds: set[Build] = set()
+        self.closing: set[Made] = set()
         self.listeners: dict[str, list[Callable[[Any], Any]]] = {}
         self.watchers: dict[tuple[str, str | None], list[Callable[[Any], Any]]] = {}
         self.failed: dict[Artifact, Exception] = {}
@@ -174,45 +177,60 @@ class Graph:
         return uses
 
     def member(self, recipe: Recipe, param: str, params: Any = None) -> Artifact:
-        """The member of a family; when there are too many, those least recently asked for are let go."""
+        """The member of a family; now the most recently asked for."""
         family = self.families.setdefault(recipe, {})
         artifact = family.pop(param, None) or Artifact(recipe, self.home, param, params)
         family[param] = artifact
-        self._trim(artifact)
         return artifact
 
-    def _trim(self, kept: Artifact) -> None:
-        """Lets go of the members of a family that are too many, and that nobody builds now."""
-        family = self.families.get(kept.recipe, {})
-        surplus = len(family) - kept.recipe.param_limit
-        for idle in [other for other in family.values() if other.build is None][: max(surplus, 0)]:
-            if idle is not kept:
+    def trim(self, recipe: Recipe) -> None:
+        """Lets go of the members of a family that are too many, the least recently asked for first.
+
+        Whoever asks calls this when he has been served: what is being made, or has not reached all who wait, stays.
+        """
+        family = self.families.get(recipe, {})
+        surplus = len(family) - recipe.param_limit
+        if surplus > 0:
+            for idle in [other for other in family.values() if not other.is_awaited][:surplus]:
                 del family[idle.param or ""]
                 if idle.made is not None:
-                    self._replace(idle)
+                    # It is not outdated: what is being made from it now need not be made anew.
+                    self.retired[idle.made] = None
+                    self.home.sweep()
 
     def note(self) -> None:
         """Notes what was made the quick way here and below."""
         for _ in self._and_below():
             pass
 
-    def _and_below(self) -> Iterator[Graph]:
-        """The graphs of this container and of all live ones below it, with everything in them noted."""
-        self.promote()
-        yield self
-        for child in self.home.children():
-            if child.instances or child.has_graph or child.opened is not None:
-                yield from child.graph._and_below()  # noqa: SLF001 - another of its own kind
+    def _and_below(self, *, closing: bool = False) -> Iterator[Graph]:
+        """The graphs of this container and of all live ones below it, with everything in them noted.
 
-    def _alive(self) -> set[Made]:
+        Args:
+            closing: Also those whose closers have not ended yet.
+        """
+        if not self.home.closed:
+            self.promote()
+        yield self
+        for child in self.home.children(closing=closing):
+            # An empty one may stand between this container and others that have something.
+            if child.has_graph or (not child.closed and (child.instances or child.opened is not None or child.is_used)):
+                yield from child.graph._and_below(closing=closing)  # noqa: SLF001 - another of its own kind
+
+    def _alive(self, *, closing: bool = False) -> set[Made]:
         return {
             made
-            for graph in self._and_below()
+            for graph in self._and_below(closing=closing)
             for made in (*(a.made for a in graph if a.made is not None), *graph.stack, *graph.retired)
         }
 
-    def _standing_on(self, origins: set[Made]) -> list[Made]:
-        """What is alive and was made from one of `origins`, at any remove; what was completed last comes first."""
+    def _standing_on(self, origins: set[Made], *, closing: bool = False) -> list[Made]:
+        """What is alive and was made from one of `origins`, at any remove; what was completed last comes first.
+
+        Args:
+            origins: Not among them.
+            closing: Also in containers that are being closed.
+        """
         known: dict[Made, bool] = {}
 
         def stands(made: Made) -> bool:
@@ -221,7 +239,7 @@ class Graph:
                 known[made] = any(used in origins or stands(used) for used in made.uses)
             return known[made]
 
-        return in_order(made for made in self._alive() if made not in origins and stands(made))
+        return in_order(made for made in self._alive(closing=closing) if made not in origins and stands(made))
 
     # -- what happens --------------------------------------------------------------------------------------------
 
@@ -246,8 +264,6 @@ class Graph:
             return
         if artifact.param is None:
             self.home.instances[artifact.recipe] = instance
-        else:
-            self._trim(artifact)
         if made.readings and self._followed is None and self.home.state is not None:
             self._followed = _follow(self.home.state, self)
         if made.stream is not None:
@@ -270,7 +286,7 @@ class Graph:
         self.home.observe()
         self.tell(watching.STREAM_EMIT, artifact, value=value, version=artifact.version)
         watching.tell_watchers(artifact, "stream")
-        self._go_stale([other.artifact for other in self._standing_on({made})])
+        self._go_stale(_present(self._standing_on({made})))
 
     def fail(self, made: Made, error: Exception) -> None:
         """Notes that the stream of an instance broke: the next who asks builds it anew."""
@@ -304,13 +320,13 @@ class Graph:
         """Marks services as outdated, with all that was made from them; instances stay until they are replaced."""
         mades = {artifact.made for artifact in artifacts if artifact.made is not None}
         if mades:
-            dependents = [made.artifact for made in self._standing_on(mades)]
-            self._go_stale(dependents + [made.artifact for made in in_order(mades)], rebuild=rebuild)
+            self._go_stale(_present([*self._standing_on(mades), *in_order(mades)]), rebuild=rebuild)
 
     def _go_stale(self, affected: list[Artifact], *, rebuild: bool = True) -> None:
         changed = [a for a in affected if a.fresh and a.recipe.scope is not Scope.TRANSIENT]
         for artifact in changed:
             _outdate(artifact)
+        changed = [a for a in changed if a.made not in a.home.graph.retired]  # not the let go members of families
         for artifact in changed:
             artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
             watching.tell_watchers(artifact, "invalidated")
@@ -332,7 +348,7 @@ class Graph:
     def wanted_with(self, artifacts: list[Artifact]) -> list[Artifact]:
         """What was made from some services, and is watched or not lazy; what it needs comes first."""
         mades = {artifact.made for artifact in artifacts if artifact.made is not None}
-        return [made.artifact for made in reversed(self._standing_on(mades)) if made.artifact.wanted]
+        return [artifact for artifact in reversed(_present(self._standing_on(mades))) if artifact.wanted]
 
     # -- letting go ----------------------------------------------------------------------------------------------
 
@@ -341,6 +357,7 @@ class Graph:
         for artifact in self.members(recipe):
             self.go_stale([artifact], rebuild=False)
             self._replace(artifact)
+            self.failed.pop(artifact, None)
         self.artifacts.pop(recipe, None)
         self.families.pop(recipe, None)
 
@@ -351,12 +368,14 @@ class Graph:
         artifact.made = None
         if made is not None:
             self.retired[made] = None
-            self.sweep()
+            self.home.sweep()
 
     def sweep(self) -> None:
-        """Closes the instances that were replaced and that nothing alive was made from."""
+        """Closes the instances here that were replaced and that nothing alive was made from; see `Container.sweep`."""
+        if not self.retired or self._held or self._later or self.home.closed:
+            return
         loop = asyncio._get_running_loop()  # noqa: SLF001 - documented; the public one raises
-        if not self.retired or self._held or self._later or self.home.closed or loop is None:
+        if loop is None:
             return
         if len(self.artifacts) > MANY:
             # To look through so many for each of them would take the square of their number.
@@ -374,13 +393,6 @@ class Graph:
             self._sweeping = True
             self._start(self._sweep(), f"close what was replaced in {self.home.name}", self._letting_go)
 
-    def sweep_with_those_above(self) -> None:
-        """Looks, here and in the containers above, for what may be closed now."""
-        self.sweep()
-        for parent in self.home.parents:
-            if parent.has_graph and not parent.closed:
-                parent.graph.sweep_with_those_above()
-
     def hold(self) -> None:
         """Puts off looking for what may be closed, until `unhold`."""
         self._held += 1
@@ -388,7 +400,7 @@ class Graph:
     def unhold(self) -> None:
         """Looks for what may be closed, as often as it was put off."""
         self._held -= 1
-        self.sweep()
+        self.home.sweep()
 
     async def let_go_ended(self) -> None:
         """Waits until what is being closed by itself, or by others, is closed."""
@@ -413,28 +425,28 @@ class Graph:
         needed: set[Made] = set()
         going = [
             made
-            for graph in self._and_below()
+            for graph in self._and_below(closing=True)
             for made in (
                 *(artifact.made for artifact in graph if artifact.made is not None),
                 *(made for made in graph.stack if made not in self.retired),
                 *(made for made in graph.retired if graph is not self),
+                *graph.closing,
                 *(build.made for build in graph.builds),
             )
         ]
         while going:
             for used in going.pop().uses:
-                if used not in needed:
+                if used not in needed and not used.closed:
                     needed.add(used)
                     going.append(used)
         return in_order(made for made in self.retired if made not in needed)
 
     async def _release(self, made: Made) -> None:
-        self.retired.pop(made, None)
-        self.stack.pop(made, None)
-        failures = await close_made(made, self.home.close_timeout_seconds)
+        failures = await self.close_one(made)
         self.tell(watching.DISPOSED, made.artifact)
         self.told(failures, made.artifact.name)
-        _sweep_above(made.uses, self)
+        for parent in self.home.parents:
+            parent.sweep()
 
     async def let_go(self, artifacts: list[Artifact], successor: Build | None = None) -> list[BaseException]:
         """Closes services at once, and all that was made from them before them; tells what failed.
@@ -449,22 +461,23 @@ class Graph:
         for build in self.builds:
             if build.artifact in artifacts and build is not successor:
                 build.made.spoiled = True
-        mades = in_order([*origins, *self._standing_on(origins)])
-        gone = [made.artifact for made in mades if made.artifact.made is made and not made.is_transient]
-        fresh = [artifact for artifact in gone if artifact.fresh]
-        for artifact in gone:
-            _outdate(artifact)
-            artifact.made = None
         failures: list[BaseException] = []
-        cancelled = await self._outlast(_close_in_order(mades, failures), "invalidate")
-        for artifact in fresh:
-            artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
-            watching.tell_watchers(artifact, "invalidated")
-        self.sweep()
+        mades = in_order([*origins, *self._standing_on(origins, closing=True)])
+        cancelled = await self._outlast(_take_away(mades, failures), "invalidate")
         if cancelled is not None:
             self.told(failures, "invalidate")
             raise cancelled
         return failures
+
+    async def close_one(self, made: Made) -> list[BaseException]:
+        """Closes an instance that lives here; what it was made from is used until that has ended."""
+        self.retired.pop(made, None)
+        self.stack.pop(made, None)
+        self.closing.add(made)
+        try:
+            return await close_made(made, self.home.close_timeout_seconds)
+        finally:
+            self.closing.discard(made)
 
     def told(self, failures: list[BaseException], name: str) -> None:
         """Tells by a signal what failed while closing, where nobody is left to raise it to."""
@@ -512,12 +525,22 @@ class Graph:
         current = asyncio.current_task()
         while tasks := {*self._letting_go} - {current}:
             await asyncio.wait(tasks)
+        failures += await self._close_below()
         told = [artifact for artifact in self if artifact.made is not None] if self.listeners else []
         failures += await close_all(of_instances(self.stack), self.home.close_timeout_seconds)
         failures += self.interrupted
         for made in in_order(artifact.made for artifact in told if artifact.made is not None):
             self.tell(watching.DISPOSED, made.artifact)
         self.tell(watching.CONTAINER_DISPOSE, None)
+        return failures
+
+    async def _close_below(self) -> list[BaseException]:
+        """Closes what was made, in containers below that are open still, from what will be closed here."""
+        failures: list[BaseException] = []
+        if any(self.home.children()):
+            origins = {*(artifact.made for artifact in self if artifact.made is not None), *self.stack, *self.retired}
+            standing = [made for made in self._standing_on(origins) if made.artifact.home is not self.home]
+            await _take_away(standing, failures)
         return failures
 
     async def _end_builds(self) -> list[BaseException]:
@@ -540,15 +563,7 @@ class Graph:
         ]
 
     def clear(self) -> None:
-        """Forgets everything, after it was closed; the services above may close what nobody uses any more."""
-        if self.home.waited_for():
-            mades = [artifact.made for artifact in self if artifact.made is not None]
-            self._forget()
-            _sweep_above([used for made in mades for used in made.uses], self)
-        else:
-            self._forget()
-
-    def _forget(self) -> None:
+        """Forgets everything, after it was closed."""
         # What knows each other in a circle would wait for the garbage collector.
         for artifact in self:
             if artifact.made is not None:
@@ -620,6 +635,11 @@ def in_order(mades: Iterable[Made]) -> list[Made]:
     return found[::-1]
 
 
+def _present(mades: Iterable[Made]) -> list[Artifact]:
+    """The services of which some instances are the newest; an older one that is kept for its users tells nothing."""
+    return [made.artifact for made in mades if made.artifact.made is made]
+
+
 def _rebuild_wanted(artifacts: list[Artifact]) -> None:
     """Rebuilds what somebody counts on; what is replaced by it is looked through once, at the end."""
     wanted = [artifact for artifact in artifacts if artifact.wanted and not artifact.home.closed]
@@ -641,18 +661,20 @@ def _outdate(artifact: Artifact) -> None:
         artifact.home.instances.pop(artifact.recipe, None)
 
 
-async def _close_in_order(mades: list[Made], failures: list[BaseException]) -> None:
+async def _take_away(mades: list[Made], failures: list[BaseException]) -> None:
+    """Closes instances in their order; from the beginning on nobody is given one of them."""
+    gone = [made.artifact for made in mades if made.artifact.made is made and not made.is_transient]
+    fresh = [artifact for artifact in gone if artifact.fresh and not artifact.home.closed]
+    for artifact in gone:
+        _outdate(artifact)
+        artifact.made = None
     for made in mades:
-        graph = made.artifact.home.graph
-        graph.stack.pop(made, None)
-        graph.retired.pop(made, None)
-        failures += await close_made(made, made.artifact.home.close_timeout_seconds)
-
-
-def _sweep_above(used: Iterable[Made], graph: Graph) -> None:
-    for home in {made.artifact.home for made in used}:
-        if home is not graph.home and not home.closed:
-            home.graph.sweep()
+        failures += await made.artifact.home.graph.close_one(made)
+    for artifact in fresh:
+        artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
+        watching.tell_watchers(artifact, "invalidated")
+    for home in {made.artifact.home for made in mades}:
+        home.sweep()
 
 
 def _paths(made: Made | None) -> list[str]:

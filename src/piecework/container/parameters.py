@@ -94,7 +94,11 @@ def produced_type(factory: Callable[..., Any]) -> type | None:
     made = _evaluate(function, getattr(function, "__annotations__", {}).get("return"))
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         made = (typing.get_args(made) or (None if made in _ITERATORS else made,))[0]
-    return made if isinstance(made, type) and made is not types.NoneType else None
+    return made if isinstance(made, type) and made not in _SAYS_NOTHING else None
+
+
+_SAYS_NOTHING = {types.NoneType, object, Any}
+"""Annotations by which no service can be told from another; `Any` is a class since Python 3.11."""
 
 
 _ITERATORS = {
@@ -124,7 +128,7 @@ def _parameter(function: Callable[..., Any], spec: inspect.Parameter) -> Paramet
         kind=spec.kind,
         required=spec.default is spec.empty and spec.kind not in {spec.VAR_POSITIONAL, spec.VAR_KEYWORD},
         use=use,
-        wanted=annotation if isinstance(annotation, type) else None,
+        wanted=annotation if isinstance(annotation, type) and annotation not in _SAYS_NOTHING else None,
         annotated=spec.annotation is not spec.empty,
         annotation=whole,
     )

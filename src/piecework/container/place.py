@@ -27,20 +27,7 @@ _identity = id
 
 
 class Place:
-    """A container's place in its chain.
-
-    Args:
-        name: What it is, in errors.
-        id: Which one it is, in errors.
-        state: What factories select from; None where there is none.
-        level: How long it lives: app, workflow or run. A fork is one of level transient: only what was made for it
-            lives there.
-        registry: Its own recipes; None until the first `register`.
-        parents: Where it looks for what it does not know, in order.
-        clock: What pauses between attempts are measured with; its first parent's when not given.
-        close_timeout_seconds: How long one closer may take.
-        run_id: The run it belongs to, or None.
-    """
+    """A container's place in its chain; its arguments are those of `Container`."""
 
     # What most containers never change is kept with the class: opening one is to cost next to nothing.
     workspace: Any = None
@@ -143,6 +130,8 @@ class Place:
         """The recipes of its own."""
         if self._registry is None:
             self._registry = Registry()
+            if self.level is Scope.TRANSIENT:
+                self._hook()
             if self._owns_plans and self._plans is not None:
                 self._plans.registry = self._registry
                 self._registry.plans.add(self._plans)
@@ -216,6 +205,14 @@ class Place:
                 return True
         return False
 
+    def sweep(self) -> None:
+        """Looks, here and further up, for instances that were replaced and that nothing alive was made from."""
+        graph = self._graph
+        if graph is not None and graph.retired:
+            graph.sweep()
+        for parent in self.parents:
+            parent.sweep()
+
     def up(self, way: tuple[int, ...]) -> Container:
         """The container that a way through parents leads to."""
         owner = cast("Container", self)
@@ -223,11 +220,20 @@ class Place:
             owner = owner.parents[index]
         return owner
 
-    def children(self) -> Iterator[Any]:
-        """The open containers that look in this one."""
+    @property
+    def is_used(self) -> bool:
+        """Whether open containers look in this one."""
+        return self._children is not None and any(self.children())
+
+    def children(self, *, closing: bool = False) -> Iterator[Any]:
+        """The open containers that look in this one.
+
+        Args:
+            closing: Also those whose closers have not ended yet.
+        """
         for key, reference in tuple((self._children or {}).items()):
             child = reference()
-            if child is not None and not child.closed:
+            if child is not None and (closing or not child.closed):
                 yield child
             elif child is None and self._children is not None and self._children.get(key) is reference:
                 del self._children[key]

@@ -221,7 +221,6 @@ class Plans(dict["Key", Plan]):
         return plan
 
     def _quick(self, recipe: Recipe) -> Plan:
-        transient = recipe.scope is Scope.TRANSIENT
         if recipe.retries or recipe.param_key or recipe.exclusive or recipe in self._awaited:
             return Plan(recipe, ())
         wiring = self.wiring(recipe)
@@ -235,7 +234,7 @@ class Plans(dict["Key", Plan]):
             return Plan(recipe, (), make=_made(recipe, fetches))
         if recipe.shape is Shape.GENERATOR and wiring.context is None:
             return Plan(recipe, (), make=_yielded(recipe, fetches))
-        if recipe.exclusive or recipe.timeout_seconds is not None or transient:
+        if recipe.timeout_seconds is not None or recipe.scope is Scope.TRANSIENT:
             return Plan(recipe, ())
         bare = recipe.is_async and wiring.context is None
         return Plan(recipe, (), call=_called(recipe, wiring.context, fetches), bare=bare)

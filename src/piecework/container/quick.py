@@ -6,14 +6,14 @@ They are taken where nothing is being built and nobody looks on, for services wi
 from __future__ import annotations
 
 import asyncio
-from types import AsyncGeneratorType, CoroutineType
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 from piecework.container.artifact import Artifact, Build
 from piecework.container.attempts import Attempts, end_at_once, fail_at_once, go_on
 from piecework.container.eager import start
-from piecework.container.ends import clean_up_interrupted, disposed, end, note, run_in, take
-from piecework.container.factory import open_later, open_now, unyielded
+from piecework.container.ends import disposed, end, note, run_in
+from piecework.container.factory import open_now, unyielded
 from piecework.container.plan import MISSING, NotNowError, WaitsError, asked_for_itself
 from piecework.errors import InvalidStateError
 
@@ -163,7 +163,7 @@ def begin_quickly(home: Container, plan: Plan) -> Build | None:
         fail_at_once(build, error, apart=False, in_loop=True)
         return build
     _book(build)
-    go_on(build, _open(build, given), apart=False)
+    go_on(build, Attempts(build).run(given), apart=False)
     return build
 
 
@@ -176,33 +176,3 @@ def _book(build: Build) -> None:
     build.made.wired = False
     graph.builds.add(build)
     artifact.home.quick = False
-
-
-async def _open(build: Build, given: Any) -> None:
-    """Opens what a factory gave; the short form of the attempts for a build that goes well."""
-    made = build.made
-    run_in(build, asyncio.current_task())
-    try:
-        if type(given) is AsyncGeneratorType:
-            instance = await given.__anext__()
-            made.closers.append(given)
-        elif type(given) is CoroutineType:
-            instance = await given
-        else:
-            done, instance = open_now(made, given)
-            if not done:
-                instance = await open_later(made, given)
-        if take(build, instance):
-            end(build)
-            return
-    except asyncio.CancelledError:
-        await clean_up_interrupted(build)
-        end(build)
-        raise
-    except Exception as error:  # noqa: BLE001 - kept for those who ask
-        if isinstance(error, StopAsyncIteration):
-            error = unyielded(build.name)
-        note(build, error)
-        await Attempts(build).after_failure(error)
-        return
-    await Attempts(build).after_discard()

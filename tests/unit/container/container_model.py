@@ -97,10 +97,6 @@ class Spec:
     def param(self, params: Any) -> str | None:
         return str((params or 0) % self.family) if self.family else None
 
-    def closure(self, found: Any) -> set[str]:
-        """The keys that it may need, itself included, by the names of what it asks for."""
-        return {self.key}.union(*(found(key) for key, _ in self.needs))
-
 
 @dataclass(eq=False)
 class Attempt:
@@ -236,6 +232,11 @@ class Place:
             found += [place for place in parent.reach() if place not in found]
         return found
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether something that it looks in is closed: nobody above that knows of it any more."""
+        return any(place.closed for place in self.reach())
+
     def above(self) -> list[Place]:
         """Itself, and what it is a named scope of: it is closed with these."""
         return [self, *(self.scope_of.above() if self.scope_of is not None else ())]
@@ -286,6 +287,7 @@ class World:
         self.hanging = 0
         self.badly_closed = 0
         self.disturbances = 0
+        self.letting_go = False
         self.invalidated: list[Node] = []
 
     def fault(self, text: str) -> None:
@@ -365,8 +367,20 @@ class World:
             return {ClosedError}
         if not spec.transient and self.node(lives, spec, spec.param(params)).fresh:
             return set()
+        return self.hindrances(spec, lives)
+
+    def hindrances(self, spec: Spec, lives: Place) -> set[type[Exception]]:
+        """Why a service that lives somewhere cannot be built."""
         errors: set[type[Exception]] = {InvalidScopeError} if spec.selects and lives.source() is None else set()
         return errors.union(*(self.obstacles(lives, need) for need, _ in spec.needs))
+
+    def asked_for(self, where: Place, key: str) -> tuple[Spec, Place] | None:
+        """What is built for who asks now, whatever comes to stand for it meanwhile."""
+        found = None if where.closed else where.find(key)
+        if found is None or not isinstance(found[0], Spec):
+            return None
+        lives = self.home_of(*found)
+        return None if lives is None else (found[0], lives)
 
     # -- factories ---------------------------------------------------------------------------------------------------
 
@@ -496,7 +510,7 @@ class World:
             node.calls += 1
         self.attempts.append(attempt)
         for thing in given.values():
-            self._uses(attempt, thing)
+            self._uses(attempt, thing, waited=True)
         try:
             yield ctx, attempt
             attempt.status = "published" if spec.transient else "made"
@@ -513,23 +527,36 @@ class World:
                 continue
             if other.status == "running":
                 self.fault(f"{node!r} is built twice at a time")
-            elif other.status != "published" and other.opened and not other.closed:
+            elif (
+                other.opened
+                and not other.closed
+                and not (other.status == "published" or (other.status == "made" and self.unheard(other)))
+            ):
                 self.fault(f"{node!r} is built again before {other!r} was cleaned up")
             elif other is node.current and node.spec.exclusive and other.opened and not other.closed:
                 self.fault(f"{node!r} is exclusive and is built beside its old instance")
-        if ctx is not None and not node.spec.exclusive and ctx.current is not node.instance:
+        going = self.letting_go or node.param is not None or (node.current is not None and node.current.closes)
+        let_go = going and ctx is not None and ctx.current is None
+        if ctx is not None and not node.spec.exclusive and ctx.current is not node.instance and not let_go:
             self.fault(f"ctx.current of {node!r} is {ctx.current!r}, not {node.instance!r}")
 
-    def _uses(self, attempt: Attempt, thing: Any) -> None:
+    def _uses(self, attempt: Attempt, thing: Any, *, waited: bool = False) -> None:
+        """Notes that something was given to a factory; perhaps after the others that it waited for."""
         if not isinstance(thing, Thing):
             return
         attempt.uses.append(thing)
         used = thing.attempt
         used.users.append(attempt)
-        if used.spec.transient:
-            used.home = attempt.home
-        if used.closes:
+        self.lives(used, attempt.home)
+        if used.closes and not waited:
             self.fault(f"{attempt!r} was given {used!r}, which is closed")
+
+    def lives(self, attempt: Attempt, home: Place | None) -> None:
+        """What is transient lives where it was asked for, and so does what it asked for itself."""
+        if attempt.spec.transient and attempt.home is None and home is not None:
+            attempt.home = home
+            for thing in attempt.uses:
+                self.lives(thing.attempt, home)
 
     def _closes(self, ctx: Any, attempt: Attempt) -> None:
         attempt.opened = True
@@ -581,7 +608,11 @@ class World:
         if attempt.closes > 1:
             self.fault(f"{attempt!r} is closed again")
         for user in attempt.users:
-            if user.alive or (not self.heard and user.status == "made" and not user.closed):
+            if user.home is None or user.home.orphaned:
+                continue
+            # What has nothing to close may have been given up unseen.
+            unseen = user.status == "made" and user.opened and not user.closed and self.unheard(user)
+            if user.alive or unseen:
                 self.fault(f"{attempt!r} is closed while {user!r}, which was built from it, is alive")
         if attempt.spec.closer:
             self.badly_closed += 1
@@ -617,6 +648,11 @@ class World:
         except Exception as error:  # noqa: BLE001 - a subscriber's error would only be logged
             self.fault(f"{event.event} of {event.key!r}: {error!r}")
 
+    def vague(self, place: Place, key: str) -> bool:
+        """Tells whether an event may be about several services of a name: an earlier one too, or one of callers'."""
+        specs = {spec for home, spec, _ in self.nodes if home is place and spec.key == key}
+        return key in self.transient_keys or len(specs) > 1
+
     def _nodes_of(self, place: Place, event: Any) -> list[Node]:
         param = None if event.param is None else str(event.param)
         return [
@@ -627,7 +663,7 @@ class World:
 
     def _on_build_start(self, place: Place, event: Any) -> None:
         node = self._singleton(place, event)
-        if node is None or node.spec.key in self.transient_keys:
+        if node is None or self.vague(place, event.key):
             return
         if node.open and not node.disturbed:
             self.fault(f"{node!r} starts a build while one is under way")
@@ -648,6 +684,8 @@ class World:
         return self.node(place, spec, None if event.param is None else str(event.param))
 
     def _on_build_complete(self, place: Place, event: Any) -> None:
+        if self.vague(place, event.key):
+            return
         self.find_homes()
         made = [
             attempt
@@ -655,13 +693,15 @@ class World:
             if attempt.status == "made" and attempt.node in self._nodes_of(place, event) and not attempt.closes
         ]
         if not made:
-            if self._singleton(place, event) is not None and event.key not in self.transient_keys:
+            if self._singleton(place, event) is not None and not self.vague(place, event.key):
                 self.fault(f"{place} says that {event.key!r} was built, and no factory has made it")
             return
         node = made[-1].node
         assert node is not None
-        if not node.open and event.key not in self.transient_keys:
+        if not node.open and not self.vague(place, event.key):
             self.fault(f"{node!r} is complete, and no build had started")
+        if node.param is not None:
+            node.version = event.version - 1  # one that was let go begins anew
         if event.version != node.version + 1:
             self.fault(f"{node!r} had version {node.version} and has {event.version} now")
         if event.duration_seconds is None or event.duration_seconds < 0 or event.duration != event.duration_seconds:
@@ -678,12 +718,20 @@ class World:
         node.version += 1
         node.stale = node.open = node.failed = False
 
+    def unheard(self, attempt: Attempt) -> bool:
+        """Tells whether its completion is told to nobody, or not clearly."""
+        return not self.heard or (attempt.node is not None and self.vague(attempt.node.home, attempt.spec.key))
+
     def catch_up(self) -> None:
         """Where nobody listens: what was made and is open is there."""
         self.find_homes()
-        if self.heard:
-            return
-        made = [a for a in self.attempts if a.status == "made" and a.node is not None and not a.closes]
+        made = [
+            attempt
+            for attempt in self.attempts
+            if attempt.status == "made" and attempt.node is not None and not attempt.closes and self.unheard(attempt)
+            # What has nothing to close is there if it can be seen; else it was given up.
+            if attempt.opened or attempt.node.seen() is attempt.thing
+        ]
         for attempt in made:
             self.publish(attempt)
         for attempt in made:
@@ -699,10 +747,12 @@ class World:
                         node = self.node(place, attempt.spec, None)
                         if node.seen() is attempt.thing:
                             attempt.node, attempt.home = node, place
+                            for thing in attempt.uses:
+                                self.lives(thing.attempt, place)
 
     def busy(self, node: Node) -> bool:
         """Tells whether a service may be being built."""
-        if self.heard and node.spec.key not in self.transient_keys:
+        if self.heard and not self.vague(node.home, node.spec.key):
             return node.open or bool(node.spec.retries and self.clock.sleeping)
         running = any(attempt.status == "running" for attempt in self.attempts)
         return running or bool(self.clock.sleeping)
@@ -727,7 +777,7 @@ class World:
 
     def _on_build_error(self, place: Place, event: Any) -> None:
         node = self._singleton(place, event)
-        if node is None or (event.key in self.transient_keys and not node.broken):
+        if node is None or (self.vague(place, event.key) and not node.broken):
             return
         if not node.open and not node.broken:
             self.fault(f"{node!r} fails, and no build had started")
@@ -763,16 +813,26 @@ class World:
 
     def dependents(self, roots: set[Attempt]) -> set[Node]:
         """The services whose instance was made from any of some attempts, at any depth."""
-        return {node for node in self.nodes.values() if node.current is not None and node.current.below() & roots}
+        found = {node for node in self.nodes.values() if node.current is not None and node.current.below() & roots}
+        for node in found:
+            if node.home.orphaned and not node.stale:
+                node.stale = None
+        return {node for node in found if not node.home.orphaned}
+
+    def readers(self, source: Place) -> list[Node]:
+        """The services whose instance was made from what is selected of a state."""
+        return [
+            node
+            for node in self.nodes.values()
+            if node.current is not None and node.current.read and node.home.source() is source
+        ]
 
     def affected(self, source: Place, data: dict[str, Any]) -> set[Node]:
         """The services that other data of a state make stale, which are not so already."""
         read = {
             node
-            for node in self.nodes.values()
-            if node.current is not None
-            and node.home.source() is source
-            and any(SELECTORS[index](data) != value for index, value in node.current.read)
+            for node in self.readers(source)
+            if node.current is not None and any(SELECTORS[index](data) != value for index, value in node.current.read)
         }
         below = self.dependents({node.current for node in read if node.current is not None})
         return {node for node in read | below if not node.stale}
@@ -785,10 +845,10 @@ class World:
                 node.stale = None
 
 
-def explained(error: BaseException, suspects: set[type[Exception]], closure: set[str], disturbances: int) -> bool:
-    """Tells whether a service may have failed like that."""
+def explained(error: BaseException, suspects: set[type[Exception]], key: str | None, disturbances: int) -> bool:
+    """Tells whether a service may have failed like that; each needs only such that come before it in the alphabet."""
     if isinstance(error, InjectedError):
-        return error.key in closure
+        return key is None or error.key <= key
     if isinstance(error, UnstableError):
         return disturbances >= 5
     return isinstance(error, tuple(suspects))

@@ -870,3 +870,23 @@ async def test_a_closer_that_closes_the_container_above_does_not_hang() -> None:
     await scope.require("thing")
     with pytest.raises(ExceptionGroup):
         await c.dispose()
+
+
+async def test_a_cascade_reaches_past_an_empty_container() -> None:
+    """What a run made from the app's service goes with it, also when the workflow between the two holds nothing."""
+    log: list[str] = []
+
+    def base() -> Iterator[Thing]:
+        yield Thing()
+        log.append("base")
+
+    def top(base: Thing) -> Iterator[Thing]:
+        yield Thing()
+        log.append("top")
+
+    app = Container("app", registry=Registry([Recipe("base", base, Scope.APP), Recipe("top", top, Scope.RUN)]))
+    workflow = Container("workflow", level=Scope.WORKFLOW, parents=[app])
+    async with app, workflow, Container("run", level=Scope.RUN, parents=[workflow]) as run:
+        await run.require("top")
+        await app.invalidate("base")
+        assert log == ["top", "base"]
