@@ -326,7 +326,7 @@ class Graph:
         changed = [a for a in affected if a.fresh and a.recipe.scope is not Scope.TRANSIENT]
         for artifact in changed:
             _outdate(artifact)
-        changed = [a for a in changed if a.made not in a.home.graph.retired]  # not the let go members of families
+        changed = [artifact for artifact in changed if _is_known(artifact)]
         for artifact in changed:
             artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
             watching.tell_watchers(artifact, "invalidated")
@@ -640,6 +640,11 @@ def _present(mades: Iterable[Made]) -> list[Artifact]:
     return [made.artifact for made in mades if made.artifact.made is made]
 
 
+def _is_known(artifact: Artifact) -> bool:
+    """Whether it can be asked for: a member that its family has let go cannot, and is kept for its users only."""
+    return artifact.made not in artifact.home.graph.retired
+
+
 def _rebuild_wanted(artifacts: list[Artifact]) -> None:
     """Rebuilds what somebody counts on; what is replaced by it is looked through once, at the end."""
     wanted = [artifact for artifact in artifacts if artifact.wanted and not artifact.home.closed]
@@ -664,7 +669,7 @@ def _outdate(artifact: Artifact) -> None:
 async def _take_away(mades: list[Made], failures: list[BaseException]) -> None:
     """Closes instances in their order; from the beginning on nobody is given one of them."""
     gone = [made.artifact for made in mades if made.artifact.made is made and not made.is_transient]
-    fresh = [artifact for artifact in gone if artifact.fresh and not artifact.home.closed]
+    fresh = [artifact for artifact in gone if artifact.fresh and not artifact.home.closed and _is_known(artifact)]
     for artifact in gone:
         _outdate(artifact)
         artifact.made = None
