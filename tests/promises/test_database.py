@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 import sqlalchemy as sa
@@ -341,3 +342,77 @@ async def test_a_taken_key_inside_a_transaction_leaves_it_as_it_is(db):
             await db.users.insert(name="Eve", email="a")
         await db.users.insert(name="Cy")
     assert await names(db.users) == ["Ada", "Bob", "Cy"]
+
+
+AMOUNTS = sa.Table(
+    "amounts",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("price", sa.Numeric(10, 2)),
+    sa.Column("rate", sa.Numeric(10, 2, asdecimal=False)),
+    sa.Column("part", sa.Float),
+    sa.Column("share", sa.Float(asdecimal=True)),
+)
+
+
+@pytest.mark.covers("N208")
+@pytest.mark.parametrize("declared", [True, False])
+async def test_numbers_come_back_as_they_went_in(db, declared):
+    """A number comes back as the column says, as a Decimal or as a float, on both engines, declared or read."""
+    await db.run(
+        "create table amounts (id integer primary key, price numeric(10, 2), rate numeric(10, 2),"
+        " part double precision, share double precision)"
+    )
+    price = Decimal("12.34")
+    amounts = db.table(AMOUNTS) if declared else db.amounts
+    inserted = await amounts.insert(id=1, price=price, rate=0.5, part=0.25, share=0.75)
+    read = await amounts.where(price=price, part__in=[0.25]).first()
+    assert inserted.as_dict() == read.as_dict() == {"id": 1, "price": price, "rate": 0.5, "part": 0.25, "share": 0.75}
+    kinds = (Decimal, float, float, Decimal) if declared else (Decimal, Decimal, float, float)
+    assert tuple(map(type, (read.price, read.rate, read.part, read.share))) == kinds
+
+
+@pytest.mark.covers("N209")
+async def test_a_value_that_does_not_fit_leaves_a_transaction_as_it_is(db):
+    """A value that does not fit, as the first thing of a transaction or later, fails alone: the transaction goes on."""
+    async with db.transaction():
+        for use in (db.subscriptions.where(ended="perhaps").count(), db.users.insert(name="Ada", age=object())):
+            with pytest.raises(ValidationError):
+                await use
+        await db.users.insert(name="Bob")
+        with pytest.raises(ValidationError):
+            await db.users.where(name="Bob").update(age=object())
+    assert await names(db.users) == ["Bob"]
+
+
+@pytest.mark.engines("postgres")
+async def test_a_list_for_a_column_of_arrays_is_told(db):
+    """A list is any of its values, also for a column of arrays, where that cannot be asked: it is refused."""
+    await db.run("create table tagged (id serial primary key, tags text[])")
+    assert (await db.tagged.insert(tags=["a", "b"])).tags == ["a", "b"]
+    with pytest.raises(ValidationError, match="column of arrays"):
+        await db.tagged.where(tags=["a", "b"]).all()
+
+
+@pytest.mark.covers("N210")
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_statement_whose_caller_goes_is_stopped(db, cancels):
+    """Cancelling a caller stops its statement, gives the connection back, and nobody complains of what became of it."""
+    complaints = []
+    assert await db.users.count() == 0
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    endless = "with recursive a (n) as (select 1 union all select n from a) select count(*) from a"
+    task = asyncio.ensure_future(db.run(endless))
+    while not db.status.leased:
+        await asyncio.sleep(0)
+    for _ in range(cancels):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    while db.status.leased:
+        await asyncio.sleep(0)
+    assert await db.users.count() == 0
+    del task
+    gc.collect()
+    assert complaints == []

@@ -257,7 +257,8 @@ async def test_a_cancel_at_any_moment_leaves_all_or_nothing(db, turns):
     assert await db.users.count() in {0, 2}
     async with db.transaction():
         await db.users.insert(name="Cy")
-    assert db.status.leased == 0
+    while db.status.leased:  # what was cut off is undone before its connection is free
+        await asyncio.sleep(0)
 
 
 @pytest.mark.covers("W85")

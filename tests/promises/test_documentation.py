@@ -54,7 +54,7 @@ def test_the_quickstarts_programs_run(tmp_path):
         assert run(text + opens, tmp_path) == "open\n"
 
 
-@pytest.mark.parametrize("guide", ["services.md", "jobs.md"])
+@pytest.mark.parametrize("guide", ["services.md", "jobs.md", "database.md", "workspaces.md"])
 def test_a_guide_runs_as_it_is_written(tmp_path, guide):
     """The programs of a guide run, one after the other, and each prints what stands below it."""
     text = (ROOT / "docs" / "guides" / guide).read_text("utf-8")
@@ -66,7 +66,7 @@ def test_a_guide_runs_as_it_is_written(tmp_path, guide):
         else:
             told[-1] = block
     assert all(told)
-    separator = "print(end='\\f')\n"
+    separator = "if __name__ == '__main__':\n    print(end='\\f')\n"
     (tmp_path / "shop.py").write_text(separator.join(programs))
     command = [sys.executable, "-W", "error", "shop.py"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=25, check=False)

@@ -19,6 +19,7 @@ class Query:
         order: Columns, `-` before one that descends; the primary key follows by itself.
         limit: The most rows, or None.
         offset: How many rows are left out before.
+        scope: Columns and the value that every row has there which is read or written.
     """
 
     table: str
@@ -26,6 +27,7 @@ class Query:
     order: tuple[str, ...] = ()
     limit: int | None = None
     offset: int = 0
+    scope: Group = ()
 
     def narrowed(self, group: Group) -> Query:
         """The same with further conditions."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from piecework.errors import InvalidStateError, ValidationError
 from piecework.services.access import current_id
 from piecework.services.rows import Row, rows_of
+from piecework.services.scoped import kept, scoped_rows
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ class Collection:
             InvalidStateError: It is a page.
         """
         self._refuse_page("update")
+        if self._query.scope:
+            kept(self._query.table, self._query.scope, values)
         query = await self._ready()
         made = await self._access.make(
             lambda schema, dialect: query.update_rows(schema, dialect, self._query, values, answers=False)
@@ -208,12 +211,16 @@ class Collection:
 
     async def _rows(self, build: Any, verb: str = "select") -> list[Row]:
         answer = await self._access.execute(await self._access.make(build), verb=verb, table=self._query.table)
+        if self._query.scope:
+            return scoped_rows(self._query.table, answer, self._access, current_id(), self._query.scope)
         return rows_of(self._query.table, answer, self._access, current_id())
 
     async def _insert(self, values: dict[str, Any], *, missing_only: bool) -> list[Row]:
         table = self._query.table
         if self._query.groups or self._query.limit is not None:
             raise InvalidStateError(f"{self!r} is a query: insert into the whole table, ws.database.{table}")
+        if self._query.scope:
+            values = kept(table, self._query.scope, values)
         query = await self._ready()
         return await self._rows(
             lambda schema, dialect: query.insert_row(schema, dialect, table, values, missing_only=missing_only),

@@ -33,6 +33,8 @@ _BY_HAND = (
     "use `async with ws.database.transaction()`"
 )
 _SCHEMES = ("postgresql", "postgres")
+_FLOAT, _NUMERIC = 701, 1700
+"""How PostgreSQL numbers its types `double precision` and `numeric`."""
 
 
 class PostgresBackend:
@@ -293,7 +295,7 @@ class Plan:
         columns = [] if self.text else list(statement.exported_columns)
         self.counts = bool(statement.is_dml) and not columns
         self._columns = tuple(column.key or str(column.name) for column in columns)
-        decoders = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
+        decoders = [_decoder(column.type, dialect) for column in columns]
         self._decoders = decoders if any(decoders) else None
         self._binds = [
             (name, compiled.binds[name].value, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
@@ -316,6 +318,18 @@ class Plan:
             tuple(v if d is None else d(v) for v, d in zip(record, self._decoders, strict=True)) for record in records
         ]
         return Answer(self._columns, rows, len(rows))
+
+
+def _decoder(kind: Any, dialect: sa.Dialect) -> Any:
+    """What turns values of a type into what they are in Python; None for nothing."""
+    import sqlalchemy as sa
+
+    inner = kind
+    while (deeper := getattr(inner, "impl_instance", None) or getattr(inner, "item_type", None)) is not None:
+        inner = deeper
+    # Types of numbers ask what the server sends. Theirs that become float may be either, and float() takes both.
+    sent = _FLOAT if isinstance(inner, sa.Float) and inner.asdecimal else _NUMERIC
+    return kind.dialect_impl(dialect).result_processor(dialect, sent)
 
 
 def _make_dialect() -> sa.Dialect:

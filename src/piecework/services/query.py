@@ -160,10 +160,11 @@ def _kept(
     params: dict[str, Any],
 ) -> Made:
     groups = _flat(schema, query)
-    key = (query.table, shape, where.shape_of(groups))
+    scope = tuple(name for name, _ in query.scope)
+    key = (query.table, shape, scope, where.shape_of(groups))
     kept = schema.statements.get(key)
     if kept is None:
-        conditions = Conditions(schema, dialect)
+        conditions = Conditions(schema, dialect, scope)
         table = schema.table(query.table)
         kept = _keep(schema, key, (make(table, conditions.of(table, groups)), conditions))
     statement, conditions = kept
@@ -182,15 +183,20 @@ def _conditions(
     schema: Schema, dialect: str, query: Query
 ) -> tuple[sa.Table, list[sa.ColumnElement[bool]], dict[str, Any]]:
     groups = _flat(schema, query)
-    conditions = Conditions(schema, dialect)
+    conditions = Conditions(schema, dialect, tuple(name for name, _ in query.scope))
     table = schema.table(query.table)
     return table, conditions.of(table, groups), conditions.values(groups)
 
 
 def _flat(schema: Schema, query: Query) -> tuple[Group, ...]:
-    if any(isinstance(value, dict) for group in query.groups for _, value in group):
-        return tuple(where.flatten(schema, query.table, group) for group in query.groups)
-    return query.groups
+    groups = query.groups
+    if any(isinstance(value, dict) for group in groups for _, value in group):
+        groups = tuple(where.flatten(schema, query.table, group) for group in groups)
+    if not query.scope:
+        return groups
+    for name, _ in query.scope:
+        column_of(schema.table(query.table), name)
+    return (query.scope, *groups)
 
 
 def _window(query: Query) -> dict[str, Any]:

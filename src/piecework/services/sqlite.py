@@ -103,6 +103,7 @@ class Connection:
         self._depth = 0
         self._tainted = False
         self._pending: asyncio.Future[Any] | None = None
+        self._stops = False
         self._thread = threading.Thread(target=self._serve, name="piecework-database", daemon=True)
         self._thread.start()
 
@@ -155,8 +156,8 @@ class Connection:
 
     async def settle(self) -> None:
         """Waits for what its last caller left behind and undoes it."""
-        if self._pending is not None and not self._pending.done():
-            await asyncio.wait([self._pending])
+        if self._pending is not None:
+            await self._until_done(self._pending, stops=self._stops)
         await self.do(self._undo, stops=False)
 
     async def close(self) -> None:
@@ -181,14 +182,19 @@ class Connection:
             stops: Whether a cancel interrupts the statement, which then fails.
         """
         answer = self._pending = self.call(work)
+        self._stops = stops
         try:
             return await asyncio.shield(answer)
         except asyncio.CancelledError:
-            while not answer.done():  # a second cancel leaves at once
-                if stops and self._raw is not None:
-                    self._raw.interrupt()
-                await asyncio.wait([answer], timeout=INTERRUPT_AGAIN_SECONDS)
+            answer.add_done_callback(_look)
+            await self._until_done(answer, stops=stops)  # a second cancel leaves at once
             raise
+
+    async def _until_done(self, answer: asyncio.Future[Any], *, stops: bool) -> None:
+        while not answer.done():
+            if stops and self._raw is not None:
+                self._raw.interrupt()  # of no effect on a statement that has not begun
+            await asyncio.wait([answer], timeout=INTERRUPT_AGAIN_SECONDS)
 
     def call(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Runs `work` in the thread, after what was asked before; the future is settled on the caller's loop."""
@@ -249,6 +255,8 @@ class Connection:
         return answer
 
     def _begin(self) -> None:
+        if not self._opened.in_transaction():
+            self._opened.begin()  # else SQLAlchemy rolls ours back when a value does not fit, before it begins its own
         name = f"piecework_{self._depth}"
         self._raw.execute(f"SAVEPOINT {name}" if self._depth else "BEGIN IMMEDIATE")
         self._depth += 1
@@ -288,6 +296,12 @@ class Connection:
 def _post(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], *args: object) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear
         loop.call_soon_threadsafe(settle, *args)
+
+
+def _look(answer: asyncio.Future[Any]) -> None:
+    """Sees what a statement came to whose caller has gone: else the loop complains that nobody did."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _succeed(answer: asyncio.Future[T], value: T) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
-from piecework.errors import ValidationError
+from piecework.errors import InvalidStateError, ValidationError
 from piecework.services.access import Access
 from piecework.services.asked import Query
 from piecework.services.collection import Collection
 from piecework.services.locks import LockScope
 from piecework.services.rows import Row, rows_of
+from piecework.services.scoped import scope_of
 from piecework.services.transactions import TransactionScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from piecework.services.asked import Group
     from piecework.services.database import Database
     from piecework.services.pool import PoolStatus
 
@@ -44,11 +47,12 @@ class WorkspaceDatabase:
         check_here: Callable[[str], None] | None = None,
     ) -> None:
         self.access = Access(database, closed, workspace_id, check_here)
+        self._scope: Group = ()
 
     def __getattr__(self, name: str) -> Collection:
         if name.startswith("_"):
             raise AttributeError(f"the database has no {name!r}; a table of that name is at table({name!r})")
-        return Collection(self.access, Query(name))
+        return Collection(self.access, Query(name, scope=self._scope))
 
     def __repr__(self) -> str:
         return f"<database {self.url} of {self.access.who}>"
@@ -75,14 +79,31 @@ class WorkspaceDatabase:
             ValidationError: It is none of these.
         """
         if isinstance(table, str):
-            return Collection(self.access, Query(table))
+            return Collection(self.access, Query(table, scope=self._scope))
         declared = getattr(table, "__table__", table)
         metadata, name = getattr(declared, "metadata", None), getattr(declared, "name", None)
         if metadata is None or not isinstance(name, str):
             raise ValidationError(f"{table!r} is no table: give its name, a declarative model, or a Table")
         if not self.access.database.declares(name):
             self.access.database.declare(list(metadata.tables.values()))
-        return Collection(self.access, Query(name))
+        return Collection(self.access, Query(name, scope=self._scope))
+
+    def scoped(self, /, **columns: Any) -> WorkspaceDatabase:
+        """The same database for one tenant: only the rows that have these values, whatever is asked.
+
+        A row that is inserted gets them, and none can be given others. Of tables that a condition goes to by a
+        relation, those that have such columns count only the tenant's rows. A table without the columns is refused;
+        so is `run`, since nobody knows what an SQL text is about. Transactions and locks are those of the workspace.
+
+        Args:
+            **columns: The one value of each: `scoped(tenant=ws.space)`.
+
+        Raises:
+            ValidationError: There is none, it is None or several, or it contradicts the scope that this one has.
+        """
+        narrower = copy.copy(self)
+        narrower._scope = scope_of(self._scope, columns)  # noqa: SLF001 - another of the same kind
+        return narrower
 
     def transaction(self) -> TransactionScope:
         """Opens, with `async with`, a transaction: committed at its end, rolled back on any exception.
@@ -129,7 +150,13 @@ class WorkspaceDatabase:
         Raises:
             ValidationError: A parameter is missing or too many, or a constraint does not hold.
             DatabaseError: The database does not accept the statement.
+            InvalidStateError: The database is scoped.
         """
+        if self._scope:
+            raise InvalidStateError(
+                "a scoped database runs no SQL text, which might be about anybody's rows: use ws.database, and say in "
+                "the text whose rows it is about"
+            )
         return rows_of("row", await self.access.run_text(sql, params))
 
     async def close(self) -> None:

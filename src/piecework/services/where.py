@@ -74,12 +74,15 @@ class Conditions:
     Attributes:
         schema: Where names are looked up.
         dialect: `sqlite` or `postgresql`.
+        scope: Columns that related rows have to have in common with the row itself, where their table has them.
         readers: For each condition in order, the parameter and what makes its value.
     """
 
     schema: Schema
     dialect: str
+    scope: tuple[str, ...] = ()
     readers: list[tuple[str, Callable[[Any], Any]]] = field(default_factory=list)
+    _whole: Any = None
 
     def of(self, table: sa.Table, groups: tuple[Group, ...]) -> list[sa.ColumnElement[bool]]:
         """The conditions on rows of a table.
@@ -88,6 +91,7 @@ class Conditions:
             NotFoundError: A column, relation or suffix is not there; the message has the nearest names.
             ValidationError: A value does not go with its suffix.
         """
+        self._whole = table
         return [found for group in groups for found in self._group(table, table.name, group, self._places(group))]
 
     def values(self, groups: tuple[Group, ...]) -> dict[str, Any]:
@@ -149,7 +153,8 @@ class Conditions:
         other = self.schema.table(way.target).alias()
         inner = self._group(other, way.target, tuple(part for part, _ in parts), [place for _, place in parts])
         joined = [table.c[mine] == other.c[theirs] for mine, theirs in way.pairs]
-        return sa.exists(sa.literal(1)).select_from(other).where(*joined, *inner)
+        joined += [self._whole.c[column] == other.c[column] for column in self.scope if column in other.c]
+        return sa.exists(sa.literal(1)).select_from(other).where(*joined, *inner).correlate_except(other)
 
     def _condition(self, column: Any, suffix: str, value: Any, place: int, asked: str) -> sa.ColumnElement[bool]:
         if suffix == "isnull":
@@ -171,6 +176,11 @@ class Conditions:
         return self._any(column, None in value, place, asked, negative=negative)
 
     def _any(self, column: Any, with_null: bool, place: int, asked: str, *, negative: bool) -> sa.ColumnElement[bool]:
+        if isinstance(column.type, sa.ARRAY):
+            raise ValidationError(
+                f"{asked}: a list is any of its values, and {column.name} is a column of arrays: ask by ws.database.run"
+            )
+
         # NULL is in no SQL list; here it is one value of many, so that [x] and x always mean the same.
         def present(value: Any) -> list[Any]:
             return [item for item in _listed(value, asked) if item is not None]

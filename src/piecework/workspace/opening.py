@@ -287,7 +287,7 @@ class NewWorkspace(Opening):
             self.simple = False
         if caller is not None:
             self.caller = caller
-            self.overrides = caller._overridden
+            self.overrides = caller.overridden
         if inherit:
             self._inherit(check_inherit(inherit), caller)
         if space is not None:
