@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -34,17 +33,19 @@ from piecework.errors import (
 from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.process.address import Address, address_of
-from piecework.run.intake import Receipt
-from piecework.services import transactions
+from piecework.run.intake import Receipt, check_event
+from piecework.services import outbox, transactions
 from piecework.services.bot import Bot
 from piecework.services.database import Database
 from piecework.services.job import offered_jobs
+from piecework.services.outbox import Outbox
+from piecework.services.relay import Relay
 from piecework.services.tables import WorkspaceDatabase
 from piecework.space.piece import PieceDefinition
 from piecework.store.items import DispatchResult
 from piecework.store.opening import store_for
 from piecework.store.sqlite import SqliteStore, sqlite_path
-from piecework.store.values import check_identifier
+from piecework.store.values import check_identifier, encode_mapping
 from piecework.telemetry import signals
 from piecework.workspace.admission import Workspaces
 from piecework.workspace.context import current_workspace
@@ -158,6 +159,7 @@ class App(Declarations):
         self._processes: ProcessCalls | None = None
         self._opened_settings: Settings | None = None
         self._ask: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
+        self._relay: Relay | None = None
         self._sender: str | None = None
         self._mailers: WeakKeyDictionary[Workspace, SendMail] = WeakKeyDictionary()
         self._notifiers: WeakKeyDictionary[Workspace, Notify] = WeakKeyDictionary()
@@ -218,6 +220,49 @@ class App(Declarations):
         """The transaction that the calling code has open on that workspace's database, or None."""
         return transactions.of_workspace(ws.root.id)
 
+    async def promise_event(
+        self,
+        workspace_id: str,
+        type: str,  # noqa: A002 - the word of the field
+        payload: dict[str, Any],
+        *,
+        id: str,  # noqa: A002 - the word of the field
+        space: str | None,
+    ) -> None:
+        """Has an event published with the commit of that workspace's open transaction, for `Workspace.publish`."""
+        check_event(Event(type, payload, id=id, space=space), limit_bytes=self.settings.payload_limit_bytes)
+        told = {"type": type, "payload": payload, "id": id, "space": space}
+        await _promise(workspace_id, outbox.EVENT, told)
+
+    async def promise_job(
+        self,
+        workspace_id: str,
+        name: str,
+        args: dict[str, Any],
+        *,
+        run_id: str,
+        delay_seconds: float | None = None,
+        dedup: str | None = None,
+        space: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Has a job queued with the commit of that workspace's open transaction; arguments and errors of `enqueue`."""
+        args = await self._checked_job(name, args, delay_seconds=delay_seconds, dedup=dedup)
+        encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self.settings.payload_limit_bytes)
+        told: dict[str, Any] = {"name": name, "args": args, "run_id": run_id, "dedup": dedup, "space": space}
+        told["due_at"] = self.clock.now() + micros(delay_seconds) if delay_seconds else None
+        await _promise(workspace_id, outbox.JOB, told, overrides=overrides)
+
+    def refuse_running(self, ws: Workspace, name: str) -> None:
+        """Refuses to wait for a job inside an open transaction of that workspace."""
+        outbox.refuse_running(name, ws.root.id)
+
+    def refuse_running_here(self, name: str) -> None:
+        """Refuses to wait for a job inside an open transaction of the current workspace."""
+        ws = _workspace_of(self)
+        if ws is not None:
+            self.refuse_running(ws, name)
+
     @property
     def supervisor(self) -> Supervisor:
         """Who owns the children that nobody awaits."""
@@ -227,6 +272,11 @@ class App(Declarations):
     def environment(self) -> str:
         """PIECEWORK_ENV, else development."""
         return os.environ.get("PIECEWORK_ENV", "development")
+
+    @property
+    def database_url(self) -> str | None:
+        """The application's own database, if there is one."""
+        return self._database_address()
 
     @property
     def store_url(self) -> str | None:
@@ -381,8 +431,7 @@ class App(Declarations):
             ValidationError: The arguments are not acceptable; nothing was queued.
             NoNodeError: This is a client of a file's node, and there is none; see `error.unknown`.
         """
-        if name in self._jobs:
-            args = self._jobs[name].arguments.stored(args, self.has_service)
+        args = await self._checked_job(name, args, delay_seconds=delay_seconds, dedup=dedup)
         if self._ask is not None:
             told = {"name": name, "args": args, "run_id": run_id, "delay_seconds": delay_seconds}
             answer: str = await self._ask("enqueue", told | {"dedup": dedup, "space": space})
@@ -392,18 +441,32 @@ class App(Declarations):
             return await parts.intake.enqueue(
                 name, args, run_id=run_id, delay_seconds=delay_seconds, dedup=dedup, space=space
             )
-        if not parts.jobs.has(name):
-            parts.jobs.check(name, await offered_jobs(parts.store, parts.node.now()))
-        due_at = parts.node.now() + micros(check_duration("delay_seconds", delay_seconds)) if delay_seconds else None
-        parts.jobs.check_args(name, args)
+        due_at = parts.node.now() + micros(delay_seconds) if delay_seconds else None
         run_id = new_id() if run_id is None else check_identifier(run_id, "run_id")
-        key = None if dedup is None else f"dedup:{name}:{check_identifier(dedup, 'dedup')}"
+        key = None if dedup is None else f"dedup:{name}:{dedup}"
         remembered = parts.jobs.inheriting(run_id, overrides, _ended_on(parts.runtime)) if overrides else nullcontext()
         with remembered:
             queued = await parts.intake.enqueue(
                 "job", name, args, run_id=run_id, space=space, due_at=due_at, occurrence=key, again=key is not None
             )
         return queued.run_id
+
+    async def _checked_job(
+        self, name: str, args: dict[str, Any], *, delay_seconds: float | None, dedup: str | None
+    ) -> dict[str, Any]:
+        """What a job is given, as it is stored; refuses what is known here not to be acceptable."""
+        if name in self._jobs:
+            args = self._jobs[name].arguments.stored(args, self.has_service)
+        if delay_seconds:
+            check_duration("delay_seconds", delay_seconds)
+        if dedup is not None:
+            check_identifier(dedup, "dedup")
+        parts = None if self._ask is not None else self._any_parts()
+        if parts is not None and not isinstance(parts, RemoteParts):
+            if not parts.jobs.has(name):
+                parts.jobs.check(name, await offered_jobs(parts.store, parts.node.now()))
+            parts.jobs.check_args(name, args)
+        return args
 
     async def queue_job(
         self, definition: JobDefinition, args: Sequence[Any], kwargs: Mapping[str, Any], options: JobOptions
@@ -421,8 +484,10 @@ class App(Declarations):
 
         Raises:
             NotFoundError: There is no such run.
+            InvalidStateError: It begins with the commit of a transaction that the caller is in.
             PieceworkError: It failed or was aborted: its own error, or EXECUTION_FAILED with its words.
         """
+        outbox.refuse_waiting(run_id)
         if self._ask is None:
             (await self.runtime.wait(run_id)).unwrap()
             return (await self.runtime.get(run_id)).result
@@ -458,6 +523,7 @@ class App(Declarations):
         frequency: str,
         force: bool,
         space: str | None,
+        once: bool = False,
     ) -> None:
         """Keeps what somebody is to be told until their digest is due; `row.notify` ends here.
 
@@ -469,6 +535,7 @@ class App(Declarations):
             frequency: asap, daily, or none, of which nothing is kept.
             force: Whether to tell it at once.
             space: The tenant.
+            once: The same twice is one also when it has been told.
 
         Raises:
             ValidationError: Something of it is not acceptable; nothing was stored.
@@ -482,6 +549,7 @@ class App(Declarations):
             "frequency": frequency,
             "force": force,
             "space": space,
+            "once": once,
         }
         if self._ask is not None:
             await self._ask("notify", told)
@@ -656,6 +724,8 @@ class App(Declarations):
         self._workspaces = Workspaces(
             settings.workspaces_limit, wait_seconds=settings.workspaces_wait_seconds, clock=self.clock
         )
+        self._relay = Relay(self, self._database_there, self.clock, sweep_seconds=settings.outbox_sweep_seconds)
+        stack.push_async_callback(self._relay.close)
         self._processes = ProcessCalls(self, settings, make_init=self._worker_init, address=self._address)
         stack.push_async_callback(self._processes.stop)
         self._supervisor = Supervisor()
@@ -693,6 +763,7 @@ class App(Declarations):
         await parts.spaces.begin()
         stack.callback(self._forget_parts)
         self._parts = parts
+        parts.runtime.before_wait = outbox.refuse_waiting
         stack.push_async_callback(parts.runtime.stop)
         stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
         stack.push_async_callback(parts.spaces.stop)
@@ -721,6 +792,7 @@ class App(Declarations):
         await self._open_services(stack, settings)
         stack.callback(self._forget_parts)
         self._parts = parts
+        parts.runtime.before_wait = outbox.refuse_waiting
         stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
         self.bus.connect(parts.intake.publish)
         stack.callback(self.bus.connect, None)
@@ -734,6 +806,9 @@ class App(Declarations):
         parts.dispatcher.start()
         parts.retention.start()
         stack.push_async_callback(parts.retention.stop)
+        if self._relay is not None and self._database_address() is not None:
+            self._relay.start()
+            stack.push_async_callback(self._relay.stop)
         if parts.link is not None:
             stack.push_async_callback(parts.link.stop)
             socket = str(await parts.link.start())
@@ -808,7 +883,16 @@ class App(Declarations):
                 f"app {self.name!r} has no database: give App(database='sqlite:///FILE') or set PIECEWORK_DATABASE"
             )
         database = Database(url, pool_size=self.settings.database_pool_size)
+        database.outbox = Outbox(self.clock, self._opened(self._relay))
         ctx.on_cleanup(database.close)
+        return database
+
+    async def _database_there(self) -> Database | None:
+        """The application's database, unless it is a file that is not there: looking into it would make it."""
+        url = self._database_address()
+        if url is None or (url.startswith("sqlite:") and not sqlite_path(url).exists()):
+            return None
+        database: Database = await self.container.require("application_database")
         return database
 
     def _send_mail(self, ctx: Any) -> SendMail:
@@ -816,16 +900,12 @@ class App(Declarations):
         from piecework.services.mail import SendMail  # the mail libraries are large, and few workspaces send mail
 
         ws: Workspace = ctx.workspace
-        space = ws.space
-
-        workspace_id = ws.root.id
+        space, workspace_id = ws.space, ws.root.id  # not the workspace itself: it is to be forgotten
 
         async def enqueue(name: str, args: dict[str, Any], /, *, run_id: str) -> str:
-            queue = partial(self.enqueue, name, args, run_id=run_id, space=space)
-            transaction = transactions.of_workspace(workspace_id)
-            if transaction is None:
-                return await queue()
-            transaction.after_commit(queue)
+            if transactions.of_workspace(workspace_id) is None:
+                return await self.enqueue(name, args, run_id=run_id, space=space)
+            await self.promise_job(workspace_id, name, args, run_id=run_id, space=space)
             return run_id
 
         # One for each workspace, however often it is asked for: it counts, so that two mails alike are two.
@@ -842,8 +922,17 @@ class App(Declarations):
         from piecework.services.notify import Notify  # it checks addresses by the mail libraries
 
         ws: Workspace = ctx.workspace
+        space, workspace_id = ws.space, ws.root.id  # as above
+
+        async def keep(**told: Any) -> None:
+            told["space"] = space
+            if transactions.of_workspace(workspace_id) is None:
+                await self.keep_notification(**told)
+            else:
+                await _promise(workspace_id, outbox.NOTIFICATION, told)
+
         if ws not in self._notifiers:
-            self._notifiers[ws] = Notify(partial(self.keep_notification, space=ws.space), key=ws.key)
+            self._notifiers[ws] = Notify(keep, key=ws.key)
         return self._notifiers[ws]
 
     def _env_service(self) -> EnvService:
@@ -918,9 +1007,19 @@ def _workspace_of(app: App) -> Workspace | None:
     return ws if ws.host is app else None
 
 
+async def _promise(
+    workspace_id: str, kind: str, told: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = None
+) -> None:
+    transaction = transactions.of_workspace(workspace_id)
+    assert transaction is not None, "whoever promises has looked for it"
+    await transaction.promise(kind, told, overrides=overrides)
+
+
 def _workspace_database(ctx: Any, application_database: Database) -> WorkspaceDatabase:
     ws: Workspace = ctx.workspace
-    database = WorkspaceDatabase(application_database, closed=lambda: ws.closed, workspace_id=ws.root.id)
+    database = WorkspaceDatabase(
+        application_database, closed=lambda: ws.closed, workspace_id=ws.root.id, check_here=ws.check_here
+    )
     ctx.on_cleanup(database.close)
     return database
 

@@ -42,6 +42,7 @@ class Settings:
         piece_history_limit: Runs kept for each piece.
         skipped_history_limit: How many of those may have been skipped ones.
         database_pool_size: Connections to the application's database.
+        outbox_sweep_seconds: How often a node looks for what killed processes left in the outbox there.
         space_workers_limit: Worker processes alive at once.
         space_concurrency: Updates under way at once inside a space.
         space_idle_seconds: How long an idle worker lingers.
@@ -68,6 +69,7 @@ class Settings:
     piece_history_limit: int = 50
     skipped_history_limit: int = 5
     database_pool_size: int = 10
+    outbox_sweep_seconds: float = 30
     space_workers_limit: int = 64
     space_concurrency: int = 4
     space_idle_seconds: float = 300

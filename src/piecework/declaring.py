@@ -261,6 +261,10 @@ class Declarations:
         """Makes a run of a job durable and answers its id."""
         raise NotImplementedError
 
+    def refuse_running_here(self, name: str) -> None:
+        """Refuses to wait for a job inside an open transaction of the current workspace."""
+        raise NotImplementedError
+
     async def job_value(self, run_id: str) -> Any:
         """Waits for the end of a job's run and gives what it returned, or raises what it failed with."""
         raise NotImplementedError

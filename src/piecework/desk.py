@@ -117,6 +117,7 @@ class OpenApp(Protocol):
         frequency: str,
         force: bool,
         space: str | None,
+        once: bool,
     ) -> None:
         """Keeps what somebody is to be told."""
         ...
@@ -564,6 +565,7 @@ class Notify(Form, frozen=True):
     frequency: str = "asap"
     force: bool = False
     space: str | None = None
+    once: bool = False
 
     async def answer(self, app: OpenApp) -> Any:
         """Returns when it is durable."""

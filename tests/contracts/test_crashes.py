@@ -282,6 +282,10 @@ async def _notify(verbs):
     return Later(verbs).notify(notification("n-1", due_at=verbs.now + SECOND, occurrence="x"))
 
 
+async def _notify_once(verbs):
+    return Later(verbs).notify(notification("n-1", due_at=verbs.now + SECOND, occurrence="x", once=True))
+
+
 async def _notify_a_batch(verbs):
     await verbs.notify(notification("n-1"))
     return together(*(Later(verbs).notify(notification(f"n-{n}")) for n in (1, 2, 2)))
@@ -362,6 +366,7 @@ DEATHS = {
     _pause_a_piece: ("True", "False"),
     _finish_piece: ("completed", "completed"),
     _notify: ("woken", "duplicate"),
+    _notify_once: ("woken", "duplicate"),
     _notify_a_batch: ("duplicate woken duplicate", "duplicate duplicate duplicate"),
     _mail_a_digest: ("True", "True"),
     _forget_runs: ("1", "0"),

@@ -18,9 +18,11 @@ from cyclopts import Parameter
 from piecework.cli.asking import AsJson, Where
 from piecework.cli.importing import app_name, load_app
 from piecework.cli.telling import show_json, show_table
-from piecework.errors import NoNodeError, PieceworkError, StoreError
+from piecework.errors import AppImportError, NoNodeError, PieceworkError, StoreError
 from piecework.process import linux
 from piecework.run.link import LinkClient
+from piecework.services.database import Database
+from piecework.services.outbox import counts
 from piecework.store.info import describe as describe_store
 from piecework.store.lockfile import read_note
 from piecework.store.looking import looking_at
@@ -60,7 +62,7 @@ async def doctor(*, as_json: AsJson = False, where: Annotated[Where | None, Para
         1 when something failed.
     """
     asked = where or Where()
-    findings = [*_machine(), *_extras(), *_app(asked), *await _store(asked)]
+    findings = [*_machine(), *_extras(), *_app(asked), *await _outbox(asked), *await _store(asked)]
     if as_json:
         show_json({"items": [asdict(finding) for finding in findings], "next_cursor": None})
     else:
@@ -124,6 +126,31 @@ def _app(where: Where) -> Iterator[Finding]:
         yield Finding("app", "ok", f"{name} is {load_app(name).name!r}")
     except PieceworkError as error:
         yield Finding("app", "failed", error.message)
+
+
+async def _outbox(where: Where) -> list[Finding]:
+    """What transactions of the app's database promised and the store does not have yet."""
+    name = where.app or app_name()
+    try:
+        url = None if name is None else load_app(name).database_url
+        if url is None or (url.startswith("sqlite:") and not sqlite_path(url).exists()):
+            return []
+        waiting, dead = await _counted(url)
+    except PieceworkError as error:
+        # Of an app that cannot be imported another finding tells.
+        return [] if isinstance(error, AppImportError) else [Finding("outbox", "failed", error.message)]
+    detail = f"{waiting} waiting, {dead} dead"
+    if dead:
+        detail += ": their errors stand in piecework_outbox; the guide to transactions says how to go on"
+    return [Finding("outbox", "warning" if dead else "ok", detail)]
+
+
+async def _counted(url: str) -> tuple[int, int]:
+    database = Database(url, pool_size=1, wait_seconds=5)
+    try:
+        return await counts(database)
+    finally:
+        await database.close()
 
 
 async def _store(where: Where) -> list[Finding]:

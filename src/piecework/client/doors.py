@@ -21,7 +21,7 @@ from piecework.workflow.result import Result, RunMetadata, RunValue
 from piecework.workflow.runtime import told_event
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -98,9 +98,14 @@ class RemoteIntake:
 
 
 class RemoteRuntime:
-    """The door to workflows, as a client has it: see `Runtime`, whose names and answers these are."""
+    """The door to workflows, as a client has it: see `Runtime`, whose names and answers these are.
+
+    Attributes:
+        before_wait: Refuses to wait for a run that cannot begin before the caller goes on; None refuses nobody.
+    """
 
     def __init__(self, link: NodeLink, limit_bytes: int) -> None:
+        self.before_wait: Callable[[str], None] | None = None
         self._link = link
         self._limit = limit_bytes
 
@@ -216,11 +221,14 @@ class RemoteRuntime:
 
         Raises:
             NotFoundError: There is no such run.
+            InvalidStateError: It begins with the commit of a transaction that the caller is in.
             TimeoutExceededError: It did not get there in time; the run goes on.
             NoNodeError: There is no node, or it went away and no other came in time.
         """
         if until not in {"ended", "paused"}:
             raise ValidationError(f"wait(until={until!r}): choose 'ended' or 'paused'")
+        if self.before_wait is not None:
+            self.before_wait(run_id)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await self._attend(run_id, until, resumes, timeout_seconds)

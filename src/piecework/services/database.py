@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+    from piecework.services.outbox import Outbox
     from piecework.services.pool import Lease
     from piecework.services.session import Answer, Backend, Session
 
@@ -41,6 +42,7 @@ class Database:
         pool: The connections.
         locks: What `ws.database.lock` takes.
         writing: Whose turn it is to write, where only one can.
+        outbox: Where transactions write what goes to the store with their commit; None where no app opened it.
 
     Raises:
         ValidationError: The URL is of another kind, or the pool has no place.
@@ -54,6 +56,7 @@ class Database:
         self.pool = Pool(self._backend, size=pool_size, wait_seconds=wait_seconds)
         self.locks = Locks(_external(self._backend))
         self.writing = Writing() if self._backend.one_writer else None
+        self.outbox: Outbox | None = None
         self._declared: dict[str, sa.Table] = {}
         self._schema: Schema | None = None
         self._reflecting = asyncio.Lock()
@@ -109,6 +112,14 @@ class Database:
             return await self.pool.run(lambda session: session.execute(statement, params), holder=holder, held=held)
         except Exception as error:  # noqa: BLE001 - explain() raises it again, in our words
             self.explain(error, verb, table)
+
+    async def connect(self) -> Session:
+        """Opens one more session, outside of the pool; it is the caller's to close.
+
+        Raises:
+            Exception: The driver's; `explain` tells what it means.
+        """
+        return await self._backend.connect()
 
     async def schema(self, *, than: Schema | None = None, session: Session | None = None) -> Schema:
         """The tables as they are.

@@ -25,6 +25,10 @@ class Queue(Protocol):
         """Makes a run durable and answers its id."""
         ...
 
+    def refuse_running_here(self, name: str) -> None:
+        """Refuses to wait for a job inside an open transaction of the current workspace."""
+        ...
+
     async def job_value(self, run_id: str) -> Any:
         """Waits for the end of a job's run and gives what it returned, or raises what it failed with."""
         ...
@@ -94,7 +98,8 @@ class Job(Generic[P, R_co]):
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Queues it and returns the run's id when that is durable; a node runs it.
 
-        Inside a workspace it has its space and overrides, and work that is done again queues it once.
+        Inside a workspace it has its space and overrides, and work that is done again queues it once. Inside an open
+        transaction of `ws.database` it goes along with the commit, and vanishes with a rollback.
 
         Raises:
             ValidationError: The arguments are not acceptable; nothing was queued.
@@ -107,8 +112,10 @@ class Job(Generic[P, R_co]):
 
         Raises:
             ValidationError: The arguments are not acceptable; nothing was queued.
+            InvalidStateError: A transaction of `ws.database` is open here: the job would begin with its commit.
             PieceworkError: It failed or was aborted: its own error, or EXECUTION_FAILED with its words.
         """
+        self._queue.refuse_running_here(self.name)
         run_id = await self._queue.queue_job(self._definition, args, kwargs, self._options)
         value: R_co = await self._queue.job_value(run_id)
         return value

@@ -89,6 +89,7 @@ class Notifications:
         frequency: str,
         force: bool,
         space: str | None,
+        once: bool = False,
     ) -> None:
         """Keeps a notification and returns when it is durable; the same id twice is one as long as it waits.
 
@@ -100,6 +101,7 @@ class Notifications:
             frequency: One of `digest.FREQUENCIES`; of `none` nothing is kept.
             force: Whether they are to be told at once.
             space: The tenant: what is told in one space and in another are two digests.
+            once: The same id twice is one also when it has been told, as long as ids of events are known.
 
         Raises:
             ValidationError: An id or the frequency is not acceptable.
@@ -129,7 +131,7 @@ class Notifications:
             created_at=now,
         )
         wake = self._wake_at(due_micros, shared=not force) if self._delivers() else None
-        item = Notify(digest=digest, notification=row, wake=wake)
+        item = Notify(digest=digest, notification=row, wake=wake, once=once)
         await self._store.run(notify, item, decide_notify, now, self._woken)
 
     def check(self, args: dict[str, Any]) -> None:

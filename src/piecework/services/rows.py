@@ -57,11 +57,14 @@ class Row:
 
         Raises:
             InvalidStateError: The caller runs in no workspace.
+            CrossWorkspaceError: The current workspace is another one than that which read it.
             ClosedError: The workspace is closed.
             ValidationError: The row has no `email`, or something is not acceptable.
         """
         from piecework.workspace.context import current_workspace
 
+        if self._access is not None:
+            self._access.check_here(self._born, repr(self))
         notify = await current_workspace().require("notify")
         told: str | None = await notify(self, text, subject=subject, force=force)
         return told

@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import DatabaseError, TransactionClosedError
 from piecework.services.finishing import finished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     import sqlalchemy as sa
 
     from piecework.services.access import Access
+    from piecework.services.outbox import Bundle, Intent
     from piecework.services.pool import Lease
     from piecework.services.relations import Schema
     from piecework.services.session import Answer, Session
@@ -87,6 +89,8 @@ class Transaction:
         parent: The one that this is a savepoint of, or None.
         lease: The connection; None for a savepoint.
         ended: How it ended: empty while it is open.
+        promised: What goes to the store with its commit: of itself and of savepoints that were kept.
+        bundle: What the rows have in common that say so; None as long as there is none.
     """
 
     def __init__(self, access: Access, outer: Transaction | None, parent: Transaction | None) -> None:
@@ -95,6 +99,8 @@ class Transaction:
         self.parent = parent
         self.lease: Lease | None = None
         self.ended = ""
+        self.promised: list[Intent] = []
+        self.bundle: Bundle | None = None
         self._doomed = ""
         self._schema: Schema | None = None
         self._redefines = False
@@ -183,6 +189,9 @@ class Transaction:
     def after_commit(self, fn: Callable[[], Any]) -> None:
         """Has a function called once the outermost transaction is committed; a rollback drops it.
 
+        It stays in this process: what must not be lost when the process dies in between is a job, a mail or an event,
+        which go along with the commit.
+
         Args:
             fn: Without arguments, plain or async. It is called outside of the transaction, in the order of asking.
 
@@ -191,6 +200,23 @@ class Transaction:
         """
         self.check_open()
         self._callbacks.append(fn)
+
+    async def promise(self, kind: str, told: Mapping[str, Any], *, overrides: Mapping[str, Any] | None = None) -> None:
+        """Writes down what goes to the store when the outermost transaction has committed; a rollback drops it.
+
+        Args:
+            kind: One of those of `outbox`.
+            told: What the store is told, in JSON values, with the id that it will have there.
+            overrides: What stands for services in a job, as long as this process lives.
+
+        Raises:
+            TransactionClosedError: It has ended.
+            DatabaseError: It could not be written.
+        """
+        self.check_open()
+        outbox = self.access.database.outbox
+        assert outbox is not None, "the app that opens a database gives it one"
+        self.promised.append(await outbox.promise(self, kind, told, overrides=overrides))
 
     async def schema(self, *, than: Schema) -> Schema:
         """The tables as they are in it; where the engine lets only itself see them, they are read in it."""
@@ -315,7 +341,11 @@ class Transaction:
 
     def _passed_on(self) -> list[Callable[[], Any]]:
         if self.parent is None:
-            return self._callbacks
+            outbox = self.access.database.outbox
+            if outbox is None or not self.promised:
+                return self._callbacks
+            return [partial(outbox.committed, self.promised), *self._callbacks]
+        self.parent.promised += self.promised
         self.parent._callbacks += self._callbacks
         self.parent._undoing += self._undoing
         return []

@@ -193,12 +193,14 @@ class Notify(Item, frozen=True, kw_only=True):
     """Something that somebody is to be told, in the digest of an address; the same `notification_id` twice is one.
 
     The digest is due at `digest.due_at`, or before that if it was already. `wake` is the run that will deliver it: its
-    occurrence is shared by all that are due at the same moment. None where somebody else sees to it.
+    occurrence is shared by all that are due at the same moment. None where somebody else sees to it. With `once` the
+    same id is known also when the digest has been mailed, for as long as the ids of events are.
     """
 
     digest: Digest
     notification: Notification
     wake: Enqueue | None = None
+    once: bool = False
 
 
 class Notifying(Item, frozen=True, kw_only=True):

@@ -33,6 +33,12 @@ PIECE_ENDED: Final = "piece.ended"  # space piece_id run_id outcome error
 MAIL_KEPT: Final = "mail.kept"  # run_id: in the outbox of this process, and nowhere else
 MAIL_SENT: Final = "mail.sent"  # run_id message_id
 MAIL_REFUSED: Final = "mail.refused"  # run_id error retry_in_seconds
+OUTBOX_LEFT: Final = (
+    "outbox.left"  # transaction_id rows error: after the commit they were not taken; they are tried again
+)
+OUTBOX_REFUSED: Final = "outbox.refused"  # row_id kind item_id attempts error retry_in_seconds
+OUTBOX_DEAD: Final = "outbox.dead"  # row_id kind item_id attempts error: it is not tried again, and kept
+OUTBOX_TROUBLE: Final = "outbox.trouble"  # what error: the store or the database failed, and is asked again
 DIGESTS_MAILED: Final = "digests.mailed"  # run_id mails: of what people are told by and by, so many mails were made
 CHILD_FAILED: Final = "workspace.child_failed"  # name error
 SERVICE_FAILED: Final = "service.failed"  # service error: its build, rebuild or stream failed where nobody waits

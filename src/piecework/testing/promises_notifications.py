@@ -64,6 +64,17 @@ class NotificationPromises:
         assert [first.duplicate, second.duplicate, again.duplicate] == [False, True, True]
         assert (await verbs.told_by(ADA), len(await verbs.claim())) == ([(b"Hello", 1)], 1)
 
+    async def test_what_is_told_once_is_not_told_again(self, verbs: Verbs) -> None:
+        """A notification that is kept once is known when its digest has been mailed, and with it in one batch."""
+        one, other = notification("n-1", once=True), notification("n-2", once=True)
+        outcomes = await verbs.together(notify, [one, one, other], decide_notify)
+        assert [outcome.duplicate for outcome in outcomes] == [False, True, False]
+        (digest,) = await verbs.due_digests()
+        assert await verbs.mail_digest(digest, run_id="mail-1")
+        assert [(await verbs.notify(again)).duplicate for again in (one, other)] == [True, True]
+        assert await verbs.due_digests() == []
+        assert not (await verbs.notify(notification("n-1"))).duplicate
+
     async def test_digests_due_together_share_a_run(self, verbs: Verbs) -> None:
         """However many addresses are to be told at one moment, one run sees to it, as long as it has not begun."""
         people = [f"user-{number}@example.org" for number in range(20)]

@@ -138,6 +138,7 @@ def notification(
     due_at: int = NOW,
     occurrence: str | None = None,
     wake: bool = True,
+    once: bool = False,
 ) -> items.Notify:
     """Something that somebody is to be told; those of one body are alike."""
     identity = notification_id or new_id()
@@ -145,6 +146,7 @@ def notification(
         digest=Digest(digest_id=to, space="acme", email=to, last_id="", due_at=due_at),
         notification=Notification(None, identity, to, body.hex(), None, body, NOW),
         wake=job(due_at=due_at, occurrence=occurrence) if wake else None,
+        once=once,
     )
 
 

@@ -31,7 +31,7 @@ from piecework.workflow.registrar import Registrar
 from piecework.workflow.result import Result, RunMetadata, RunValue, error_from
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from piecework.clock import Clock
     from piecework.run.admission import Mode
@@ -58,6 +58,9 @@ class Runtime:
         clock: Tells the time.
         env: The app's layer of variables.
         serving: Whether registered workflows get events and run here; a client only invokes them.
+
+    Attributes:
+        before_wait: Refuses to wait for a run that cannot begin before the caller goes on; None refuses nobody.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Runtime:
         self._catalogue = catalogue
         self._clock = clock
         self._serving = serving
+        self.before_wait: Callable[[str], None] | None = None
         self._registrar = Registrar(host, store, node, intake, executor, catalogue, clock, env, serving=serving)
 
     # -- workflows -----------------------------------------------------------------------------------------------
@@ -305,10 +309,13 @@ class Runtime:
 
         Raises:
             NotFoundError: There is no such run.
+            InvalidStateError: It begins with the commit of a transaction that the caller is in.
             TimeoutExceededError: It did not get there in time; the run goes on.
         """
         if until not in {"ended", "paused"}:
             raise ValidationError(f"wait(until={until!r}): choose 'ended' or 'paused'")
+        if self.before_wait is not None:
+            self.before_wait(run_id)
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await self._result(await self._reached(run_id, until, resumes))

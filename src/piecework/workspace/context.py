@@ -116,6 +116,33 @@ class Host(Protocol):
         """The transaction that the calling code has open on that workspace's database, or None."""
         ...
 
+    async def promise_event(
+        self,
+        workspace_id: str,
+        type: str,  # noqa: A002 - the word of the field
+        payload: dict[str, Any],
+        *,
+        id: str,  # noqa: A002 - the word of the field
+        space: str | None,
+    ) -> None:
+        """Has an event published with the commit of the transaction that is open in a root workspace."""
+        ...
+
+    async def promise_job(
+        self,
+        workspace_id: str,
+        name: str,
+        args: dict[str, Any],
+        *,
+        run_id: str,
+        delay_seconds: float | None,
+        dedup: str | None,
+        space: str | None,
+        overrides: Mapping[str, Any] | None,
+    ) -> None:
+        """Has a job queued with the commit of the transaction that is open in a root workspace."""
+        ...
+
     async def publish(self, type: str, payload: dict[str, Any], *, id: str | None, space: str | None) -> Any:  # noqa: A002 - the words of the field
         """Publishes an event; returns its receipt when it is durable."""
         ...
@@ -136,6 +163,10 @@ class Host(Protocol):
 
     async def job_value(self, run_id: str) -> Any:
         """Waits for the end of a job's run; gives what it returned, or raises what it failed with."""
+        ...
+
+    def refuse_running(self, ws: Workspace, name: str) -> None:
+        """Refuses to wait for a job inside an open transaction of that workspace, with whose commit it would begin."""
         ...
 
     async def call_command(self, ws: Workspace, name: str, params: Mapping[str, Any], *, key: str | None) -> Any:

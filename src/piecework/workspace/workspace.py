@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from piecework.bus.event import Event
 from piecework.clock import as_datetime, micros
 from piecework.container.container import Container
 from piecework.container.scope import Scope
@@ -471,8 +470,8 @@ class Workspace:
     ) -> Any:
         """Publishes an event; returns its receipt when it is durable.
 
-        Inside an open transaction of `ws.database` it is published when that has committed, and never when it was
-        rolled back; the receipt's `dispatched` is None then.
+        Inside an open transaction of `ws.database` it goes along with the commit, whatever happens to the process then,
+        and vanishes with a rollback; the receipt's `dispatched` is None there.
 
         Args:
             type: A dotted name such as `article.new`.
@@ -491,13 +490,11 @@ class Workspace:
         if id is None and self.key is not None:
             id = self._event_id(type, payload)  # noqa: A001 - the word of the field
         space = self.space if space is None else space
-        transaction = self._host.current_transaction(self)
-        if transaction is None:
+        if self._host.current_transaction(self) is None:
             return await self._host.publish(type, payload, id=id, space=space)
-        event = Event(type, payload, id=new_id() if id is None else id, space=space)
-        values.encode_mapping(payload, what="payload", limit_bytes=self._host.settings.payload_limit_bytes)
-        transaction.after_commit(partial(self._host.publish, type, dict(payload), id=event.id, space=space))
-        return Promised(str(event.id))
+        event_id = new_id() if id is None else id
+        await self._host.promise_event(self.root.id, type, payload, id=event_id, space=space)
+        return Promised(event_id)
 
     def _event_id(self, event_type: str, payload: dict[str, Any]) -> str:
         return self.repeatable_id(event_type, values.encode(payload, what="payload"))
@@ -551,9 +548,11 @@ class Workspace:
             ClosedError: The workspace is closed.
             NotFoundError: There is no such job.
             ValidationError: The arguments are not acceptable; nothing was queued.
+            InvalidStateError: A transaction of `ws.database` is open here: the job would begin with its commit.
             PieceworkError: It failed or was aborted: its own error, or EXECUTION_FAILED with its words.
         """
         self.check_open()
+        self._host.refuse_running(self, name)
         run_id = await self._host.enqueue(name, args, space=self.space, overrides=self.overridden)
         return await self._host.job_value(run_id)
 
@@ -561,7 +560,8 @@ class Workspace:
         """Queues a job; returns its run id when it is durable.
 
         Where the workspace has an idempotency key, work that is done again queues the same jobs once. Inside an open
-        transaction of `ws.database` it is queued when that has committed, and never when it was rolled back.
+        transaction of `ws.database` it goes along with the commit, whatever happens to the process then, and vanishes
+        with a rollback; the id is the run's from the commit on.
 
         Args:
             name: The job.
@@ -672,7 +672,8 @@ async def queue_in(
         name: The job.
         args: The job's own arguments.
         delay_seconds: How much later it may begin.
-        dedup: While a job of this name and key is queued or running, its run id is the answer.
+        dedup: While a job of this name and key is queued or running, its run id is the answer; inside a transaction it
+            is not known yet whether there is one, and the answer is the id of a run that may never be made.
         space: The tenant; None means the workspace's own.
 
     Raises:
@@ -682,20 +683,16 @@ async def queue_in(
     """
     ws.check_open()
     run_id = None if ws.key is None else ws.repeatable_id(f"job {name}", repr(sorted(args.items())).encode())
-    queue = partial(
-        ws.host.enqueue,
-        name,
-        args,
-        delay_seconds=delay_seconds,
-        dedup=dedup,
-        space=ws.space if space is None else space,
-        overrides=ws.overridden,
-    )
-    transaction = ws.host.current_transaction(ws)
-    if transaction is None:
-        return await queue(run_id=run_id)
+    told: dict[str, Any] = {
+        "delay_seconds": delay_seconds,
+        "dedup": dedup,
+        "space": ws.space if space is None else space,
+        "overrides": ws.overridden,
+    }
+    if ws.host.current_transaction(ws) is None:
+        return await ws.host.enqueue(name, args, run_id=run_id, **told)
     run_id = run_id or new_id()
-    transaction.after_commit(partial(queue, run_id=run_id))
+    await ws.host.promise_job(ws.root.id, name, args, run_id=run_id, **told)
     return run_id
 
 

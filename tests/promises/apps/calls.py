@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from piecework import App
@@ -41,6 +42,17 @@ async def tell(ws, place):
         "params": dict(ws.params),
         "site": ws.config["site"],
     }
+
+
+async def order(ws, n):
+    """Publishes with a transaction, and queues a mail that is never sent."""
+    async with ws.database.transaction():
+        receipt = await ws.publish("ordered", {"n": n})
+    with suppress(ZeroDivisionError):
+        async with ws.database.transaction():
+            await ws.send_mail(to="ada@example.org", subject="Order", text="Thanks")
+            raise ZeroDivisionError
+    return receipt.event_id
 
 
 async def announce(ws, number):

@@ -46,6 +46,15 @@ class Host:
     def current_transaction(self, ws: Any) -> Any:
         return self.transaction
 
+    async def promise_event(self, workspace_id: str, type: str, payload: dict[str, Any], **told: Any) -> None:  # noqa: A002 - the face
+        self.transaction.promised.append((workspace_id, type, payload, told["id"], told["space"]))
+
+    async def promise_job(self, workspace_id: str, name: str, args: dict[str, Any], **told: Any) -> None:
+        self.transaction.promised.append((workspace_id, name, args, told["run_id"], told["space"]))
+
+    def refuse_running(self, ws: Any, name: str) -> None:
+        """Refuses nothing."""
+
     async def publish(self, type: str, payload: dict[str, Any], *, id: str | None, space: str | None) -> Any:  # noqa: A002 - the face
         self.sent.append((type, payload, id, space))
 

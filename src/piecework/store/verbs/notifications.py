@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from piecework.store.contract import Change, Failure, InsertMissing, Lock, Read, StartAgain
+from piecework.store.contract import Change, Delete, Failure, InsertMissing, Lock, Read, StartAgain
 from piecework.store.draft import Draft
 from piecework.store.items import Notifying
-from piecework.store.records import Digest, Occurrence
+from piecework.store.records import Digest, Notification, Occurrence
 from piecework.store.verbs.loading import conclude, decided, load_runs
 
 if TYPE_CHECKING:
@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
     from piecework.store.contract import Decide, Request, Script
     from piecework.store.items import Enqueue, MailDigest, Notify
-    from piecework.store.records import Notification
 
 
 def notify(items: Sequence[Notify], decide: Decide, now: int) -> Script:
     """Keeps notifications for the digests of their addresses, and makes the runs that will deliver those.
 
-    A notification that is there already changes nothing. What is due at the same moment shares a run, as long as that
-    has not begun.
+    A notification that is there already changes nothing, and one that says `once` not even when it was there before.
+    What is due at the same moment shares a run, as long as that has not begun.
     """
     draft = Draft()
     digests = {item.digest.digest_id: item.digest for item in items}
@@ -34,10 +33,46 @@ def notify(items: Sequence[Notify], decide: Decide, now: int) -> Script:
     draft.load(Digest, keys, found)
     rows = {item.notification.notification_id: item.notification for item in items}
     stored: list[Notification] = yield InsertMissing(list(rows.values()), "notification_id")
-    asked = yield from _asked(draft, items, {row.notification_id for row in stored}, now)
-    outcomes = draft.fold(asked, decide, now)
+    before = yield from _before(items, now)
+    yield from _take_back([row for row in stored if row.notification_id in before])
+    new = {row.notification_id for row in stored} - before
+    outcomes: list[Any] = draft.fold((yield from _asked(draft, items, new, now)), decide, now)
+    for key in keys:
+        digest = draft.find(Digest, *key)
+        if digest is not None and not digest.last_id:  # made for what was told before
+            draft.remove(Digest, *key)
     yield from conclude(draft)
+    yield from _forget_failed(items, outcomes)
     return outcomes
+
+
+def _before(items: Sequence[Notify], now: int) -> Generator[Request, Any, set[str]]:
+    """Which of those that are to be kept once were kept before, whatever became of them."""
+    wanted = sorted({item.notification.notification_id for item in items if item.once})
+    if not wanted:
+        return set()
+    rows: list[Occurrence] = yield InsertMissing([Occurrence(_once(key), key, now) for key in wanted], "occurrence")
+    return set(wanted) - {row.run_id for row in rows}
+
+
+def _take_back(rows: Sequence[Notification]) -> Generator[Request, Any, None]:
+    if rows:
+        yield Delete(Notification, [row.identity() for row in rows])
+
+
+def _forget_failed(items: Sequence[Notify], outcomes: Sequence[Any]) -> Generator[Request, Any, None]:
+    """Lets what could not be decided come again."""
+    failed = {
+        _once(item.notification.notification_id)
+        for item, outcome in zip(items, outcomes, strict=True)
+        if item.once and isinstance(outcome, Failure)
+    }
+    if failed:
+        yield Delete(Occurrence, [(key,) for key in sorted(failed)])
+
+
+def _once(notification_id: str) -> str:
+    return f"notified:{notification_id}"
 
 
 def _asked(draft: Draft, items: Sequence[Notify], new: set[str], now: int) -> Generator[Request, Any, list[Notifying]]:
