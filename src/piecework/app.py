@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -36,11 +36,13 @@ from piecework.process.address import Address, address_of
 from piecework.run.intake import Receipt, check_event
 from piecework.services import outbox, transactions
 from piecework.services.bot import Bot
+from piecework.services.data import CleanData, RollbackData
 from piecework.services.database import Database
 from piecework.services.job import offered_jobs
 from piecework.services.outbox import Outbox
 from piecework.services.relay import Relay
 from piecework.services.tables import WorkspaceDatabase
+from piecework.services.templates import check_migrate, templates_of
 from piecework.space.piece import PieceDefinition
 from piecework.store.items import DispatchResult
 from piecework.store.opening import store_for
@@ -49,6 +51,7 @@ from piecework.store.values import check_identifier, encode_mapping
 from piecework.telemetry import signals
 from piecework.workspace.admission import Workspaces
 from piecework.workspace.context import current_workspace
+from piecework.workspace.data import ROLLBACK, check_reach, data_of
 from piecework.workspace.modules import check_modules, import_modules
 from piecework.workspace.opening import NewWorkspace
 from piecework.workspace.processes import ProcessCalls
@@ -63,7 +66,7 @@ from piecework.workspace.workspace import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -76,6 +79,7 @@ if TYPE_CHECKING:
     from piecework.services.mail import SendMail
     from piecework.services.notifications import Notifications
     from piecework.services.notify import Notify
+    from piecework.services.templates import Migrate, Templates
     from piecework.services.transport import Transport
     from piecework.space.manager import Spaces
     from piecework.space.piece import PieceDefinition
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
     from piecework.store.contract import Store
     from piecework.workflow.runtime import Runtime
     from piecework.workspace.context import OpenTransaction
+    from piecework.workspace.data import Data
     from piecework.workspace.supervise import Handle
     from piecework.workspace.workspace import Workspace
 
@@ -105,6 +110,9 @@ class App(Declarations):
         store: `sqlite:///FILE`; `default_store()` when omitted. Withheld from worker processes.
         database: The application's own data, what `ws.database` opens: `sqlite:///FILE` or `postgresql://…`;
             PIECEWORK_DATABASE when omitted.
+        migrate: What makes the tables of an empty database, for workspaces with data="clean" and for tests: a function
+            that gets its URL, plain or async, or the MetaData of SQLAlchemy; the tables that `database` has when
+            omitted.
         mail: `smtp://…`, `console:` or `outbox:`; PIECEWORK_MAIL when omitted, else `outbox:`.
         services: One instance of each per process.
         modules: Whose imports declare more by this app's decorators ("newsroom.services"): imported whenever the app
@@ -127,6 +135,7 @@ class App(Declarations):
         *,
         store: str | None = None,
         database: str | None = None,
+        migrate: Migrate = None,
         mail: str | None = None,
         services: Iterable[Service] = (),
         modules: Iterable[str] = (),
@@ -147,6 +156,8 @@ class App(Declarations):
         self._store_url = None if process.inside() else store
         self._mail_url = None if process.inside() else mail
         self._database_url = database
+        self._migrate = check_migrate(migrate)
+        self._templates: Templates | None = None
         self._env = None if env is None else dict(env)
         self._settings = settings
         self._modules = check_modules(modules)
@@ -187,6 +198,29 @@ class App(Declarations):
         self._env = self._env if env is None else dict(env)
         self._settings = settings or self._settings
 
+    @contextmanager
+    def elsewhere(
+        self, *, store: str, database: str | None = None, mail: str = "outbox:", clock: Clock | None = None
+    ) -> Iterator[Self]:
+        """Has the app's next opening use other places, for the body of a `with`; afterwards its own hold again.
+
+        Args:
+            store: Instead of its store.
+            database: Instead of the application's own data; None leaves that.
+            mail: Instead of where mails go.
+            clock: Instead of its clock; None leaves that.
+
+        Raises:
+            InvalidStateError: The app is open.
+        """
+        before = self._store_url, self._database_url, self._mail_url, self.clock
+        self.configure(store=store, database=database, mail=mail)
+        self.clock = clock or self.clock
+        try:
+            yield self
+        finally:
+            self._store_url, self._database_url, self._mail_url, self.clock = before
+
     # -- what a workspace needs ----------------------------------------------------------------------------------
 
     @property
@@ -215,6 +249,28 @@ class App(Declarations):
     def processes(self) -> ProcessCalls:
         """Where functions run in processes of their own."""
         return self._opened(self._processes)
+
+    def data_for(self, mode: str) -> Data:
+        """What stands for the app's database in a workspace with data="rollback" or "clean".
+
+        Raises:
+            ValidationError: The app has no database.
+        """
+        real: Database = self.container.require_now(Database)
+        if mode == ROLLBACK:
+            return RollbackData(real)
+        if self._templates is None:
+            self._templates = self.make_templates()
+        assert self._templates is not None, "there is a database"
+        return CleanData(real, self._templates)
+
+    def make_templates(self) -> Templates | None:
+        """What empty copies of the application's database are made from; None where it has none.
+
+        Whoever calls this closes it. The app need not be open.
+        """
+        url = self._database_address()
+        return None if url is None else templates_of(url, self._migrate)
 
     def current_transaction(self, ws: Workspace) -> OpenTransaction | None:
         """The transaction that the calling code has open on that workspace's database, or None."""
@@ -429,9 +485,12 @@ class App(Declarations):
         Raises:
             NotFoundError: There is no such job.
             ValidationError: The arguments are not acceptable; nothing was queued.
+            InvalidStateError: It comes from a workspace whose data only this process has, and this is not the node.
             NoNodeError: This is a client of a file's node, and there is none; see `error.unknown`.
         """
         args = await self._checked_job(name, args, delay_seconds=delay_seconds, dedup=dedup)
+        if self._ask is not None or isinstance(self._parts, RemoteParts):
+            check_reach(overrides, f"the node that runs job {name!r}")
         if self._ask is not None:
             told = {"name": name, "args": args, "run_id": run_id, "delay_seconds": delay_seconds}
             answer: str = await self._ask("enqueue", told | {"dedup": dedup, "space": space})
@@ -564,6 +623,7 @@ class App(Declarations):
         self,
         *,
         isolation: str = "scope",
+        data: str | None = None,
         timeout_seconds: float | None = None,
         inherit: Iterable[str] = (),
         space: str | None = None,
@@ -575,6 +635,7 @@ class App(Declarations):
 
         Args:
             isolation: "scope", or "process" for a fresh child process; see `NewWorkspace`.
+            data: "shared" (as when not given), "rollback" or "clean"; see `NewWorkspace`.
             timeout_seconds: How long it may be open; None means no limit.
             inherit: Empty: there is no workspace here that it could be taken from.
             space: The tenant.
@@ -584,11 +645,13 @@ class App(Declarations):
 
         Raises:
             ClosedError: The app is not open.
-            ValidationError: There is no such isolation, something is to be inherited, or the time is not positive.
+            ValidationError: There is no such isolation or data, something is to be inherited, or the time is not
+                positive.
         """
         return NewWorkspace(
             self,
             isolation=isolation,
+            data=data,
             timeout_seconds=timeout_seconds,
             inherit=inherit,
             space=space,
@@ -720,6 +783,7 @@ class App(Declarations):
             registry=self._registry,
             close_timeout_seconds=settings.close_timeout_seconds,
         )
+        stack.push_async_callback(self._close_templates)
         stack.push_async_exit(self._container)
         self._workspaces = Workspaces(
             settings.workspaces_limit, wait_seconds=settings.workspaces_wait_seconds, clock=self.clock
@@ -830,8 +894,18 @@ class App(Declarations):
         )
 
     @property
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
+        """Whether it is open now."""
         return self._parts is not None
+
+    @property
+    def made_of(self) -> tuple[Any, ...]:
+        """What the tables of its database are known by: the address, and what makes them."""
+        return self._database_address(), self._migrate
+
+    @property
+    def _is_open(self) -> bool:
+        return self.is_open
 
     def load(self) -> None:
         """Imports the app's modules, so that all that they declare is there; opening does so by itself.
@@ -841,6 +915,11 @@ class App(Declarations):
         """
         import_modules(self._modules, app=self.name)
 
+    async def _close_templates(self) -> None:
+        templates, self._templates = self._templates, None
+        if templates is not None:
+            await templates.close()
+
     def _forget_parts(self) -> None:
         self._parts = None
 
@@ -848,6 +927,8 @@ class App(Declarations):
 
     def _add_built_in_services(self) -> None:
         add = self._registry.add
+        add(Recipe("config", lambda: self.config, Scope.TRANSIENT))
+        add(Recipe("environment", lambda: self.environment, Scope.TRANSIENT))
         add(Recipe("notify", self._notify, Scope.TRANSIENT))
         add(Recipe("notifications", lambda: self.notifications, Scope.TRANSIENT))
         add(Recipe("application_database", self._open_database, Scope.APP, provides=Database))
@@ -1017,6 +1098,9 @@ async def _promise(
 
 def _workspace_database(ctx: Any, application_database: Database) -> WorkspaceDatabase:
     ws: Workspace = ctx.workspace
+    data = data_of(ws.overridden)
+    if isinstance(data, RollbackData | CleanData):
+        application_database = data.database_of(ws.root.id, ctx)
     database = WorkspaceDatabase(
         application_database, closed=lambda: ws.closed, workspace_id=ws.root.id, check_here=ws.check_here
     )

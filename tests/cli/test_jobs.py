@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -131,3 +132,30 @@ def test_the_prompt(command, node, tmp_path):
     assert told == ["'Hello 7 None'", "'Hello'", "'Good morning'", "'Moin'", "'Moin'", "True"]
     assert "ZeroDivisionError" in ended.stderr
     assert "NameError: name 'nothing_of_that_name' is not defined" in ended.stderr
+
+
+@pytest.mark.covers("W79")
+def test_what_was_tried_at_the_prompt_is_undone(command, node, tmp_path):
+    """With `--data rollback` or `clean`, leaving the prompt undoes what was done with the database."""
+    with sqlite3.connect(tmp_path / "app.db") as database:
+        database.execute("create table users (id integer primary key, name text)")
+    database.close()
+    url = f"sqlite:///{tmp_path / 'app.db'}"
+    env = {**os.environ, "PIECEWORK_STORE": node.store, "PIECEWORK_APP": "shop:app", "PIECEWORK_DATABASE": url}
+    lines = "_ = await ws.database.users.insert(name='Ada')\nawait ws.database.users.count()\n"
+
+    def told(data):
+        done = subprocess.run(
+            [*command, "repl", "--data", data],
+            input=lines,
+            cwd=Path(__file__).parent,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=25,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert [told(data) for data in ("rollback", "shared", "clean", "rollback")] == ["1\n", "1\n", "1\n", "2\n"]

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from piecework import App, Settings
-from piecework.cli.importing import load_app
 from piecework.container.container import Container
 from piecework.errors import (
     AbortedError,
@@ -53,6 +52,7 @@ from piecework.errors import (
     ValidationError,
     WorkspacesLimitError,
 )
+from piecework.importing import load_app
 from piecework.process import linux, protocol
 from piecework.process.launch import Zygote
 from piecework.process.protocol import Channel, Init, Run

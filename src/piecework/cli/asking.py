@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from piecework.app import App, default_store
-from piecework.cli.importing import app_name, load_app
 from piecework.config import Settings, tool_setting
 from piecework.desk import Desk
+from piecework.importing import app_name, load_app
 from piecework.run.link import LinkClient
 from piecework.store.sqlite import sqlite_path
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from piecework.cli.asking import AsJson  # noqa: TC001 - the command line reads it from the annotation
-from piecework.cli.importing import app_name, load_app
 from piecework.cli.telling import say, show_json, show_table
 from piecework.errors import AppImportError, ExecutionFailedError, PieceworkError, ValidationError, place_of
+from piecework.importing import app_name, load_app
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,9 +16,9 @@ from urllib.parse import quote
 from cyclopts import Parameter
 
 from piecework.cli.asking import AsJson, Where
-from piecework.cli.importing import app_name, load_app
 from piecework.cli.telling import show_json, show_table
 from piecework.errors import AppImportError, NoNodeError, PieceworkError, StoreError
+from piecework.importing import app_name, load_app
 from piecework.process import linux
 from piecework.run.link import LinkClient
 from piecework.services.database import Database

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import CancelledError as Abandoned
 from concurrent.futures import Future
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -27,25 +27,31 @@ if TYPE_CHECKING:
 
 _Named = Annotated[str | None, Parameter(help="MODULE:ATTRIBUTE of the app; default PIECEWORK_APP.")]
 _Store = Annotated[str | None, Parameter(help="sqlite:///FILE or postgresql://…; default the app's own.")]
+_Data = Annotated[
+    Literal["shared", "rollback", "clean"],
+    Parameter(help="What ws.database is: the app's own, a transaction that is undone, or empty tables."),
+]
 
 
-async def repl(*, app: _Named = None, store: _Store = None) -> None:
+async def repl(*, app: _Named = None, store: _Store = None, data: _Data = "shared") -> None:
     """Open a Python prompt inside a workspace of the app.
 
     `await` works at the prompt; `app`, `ws` and every service are names. The workspace is a scratch one: what is
-    overridden in it, its params and its services end with it. Where a node has the store this process is its client,
-    else it is the node.
+    overridden in it, its params and its services end with it, and with `--data rollback` or `--data clean` what was
+    done with its database too. On SQLite a rollback keeps others from writing, from its first use to its end. Where a
+    node has the store this process is its client, else it is the node.
 
     Args:
         app: MODULE:ATTRIBUTE of the app.
         store: Where runs are kept.
+        data: What the workspace's database is.
 
     Raises:
         AppImportError: No app is named, or it cannot be imported.
     """
     loaded = named_app(app)
     loaded.configure(store=store)
-    async with loaded.open(role="auto"), loaded.workspace() as ws:
+    async with loaded.open(role="auto"), loaded.workspace(data=data) as ws:
         await _converse(Names(loaded, ws))
 
 

@@ -10,9 +10,9 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from piecework.cli.importing import app_name, load_app
 from piecework.cli.telling import clean
 from piecework.errors import AppImportError
+from piecework.importing import app_name, load_app
 from piecework.store.sqlite import SqliteStore
 from piecework.telemetry import logs
 

@@ -59,15 +59,12 @@ class Access:
         """
         self.check_open()
         dialect = self.database.dialect
-        schema = await self.database.schema()
+        inside = transactions.of(self)
+        schema = await (self.database.schema() if inside is None else inside.schema())
         try:
             return build(schema, dialect)
         except NotFoundError:
-            inside = transactions.of(self)
-            if inside is None:
-                schema = await self.database.schema(than=schema)
-            else:
-                schema = await inside.schema(than=schema)
+            schema = await (self.database.schema(than=schema) if inside is None else inside.schema(than=schema))
         return build(schema, dialect)
 
     async def execute(self, made: Made, *, verb: str, table: str) -> Answer:
@@ -93,15 +90,17 @@ class Access:
     async def run_text(self, sql: str, params: dict[str, Any]) -> Answer:
         """Runs SQL as it is; one that defines tables has them read anew."""
         self.check_open()
-        await self.database.schema()  # imports SQLAlchemy off the loop
+        inside = transactions.of(self)
+        if inside is None:
+            await self.database.schema()  # imports SQLAlchemy off the loop, as the beginning of a transaction does
         from piecework.services import query
 
         writes = _ONLY_READS.match(sql) is None
         answer = await self.run(query.raw(sql, params), verb="run", table=_shortened(sql), writes=writes)
         if _DEFINES_TABLES.match(sql):
-            self.database.forget_tables()
-            inside = transactions.of(self)
-            if inside is not None:
+            if inside is None:
+                self.database.forget_tables()
+            else:
                 inside.redefines_tables()
         return answer
 

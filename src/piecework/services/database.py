@@ -39,6 +39,8 @@ class Database:
         wait_seconds: How long they wait.
 
     Attributes:
+        backend: Opens them.
+        fleeting: Whether what is written into it is gone soon: in a workspace whose data is not shared.
         pool: The connections.
         locks: What `ws.database.lock` takes.
         writing: Whose turn it is to write, where only one can.
@@ -49,27 +51,53 @@ class Database:
         MissingExtraError: It is of PostgreSQL, and asyncpg is not installed.
     """
 
+    fleeting = False
+    _like: Database | None = None
+
     def __init__(self, url: str, *, pool_size: int = 10, wait_seconds: float = 30) -> None:
         if pool_size < 1:
             raise ValidationError(f"a pool of {pool_size} connections can do nothing: give at least 1")
-        self._backend = _backend_of(url)
-        self.pool = Pool(self._backend, size=pool_size, wait_seconds=wait_seconds)
-        self.locks = Locks(_external(self._backend))
-        self.writing = Writing() if self._backend.one_writer else None
+        self._set_up(_backend_of(url), pool_size, wait_seconds)
         self.outbox: Outbox | None = None
         self._declared: dict[str, sa.Table] = {}
         self._schema: Schema | None = None
         self._reflecting = asyncio.Lock()
 
+    def _set_up(self, backend: Backend, size: int, wait_seconds: float, locks: Locks | None = None) -> None:
+        self.backend = backend
+        self.pool = Pool(backend, size=size, wait_seconds=wait_seconds)
+        self.locks = locks or Locks(_external(backend))
+        self.writing = Writing() if backend.one_writer else None
+        self._wait_seconds = wait_seconds
+
+    def over(self, backend: Backend, *, size: int, locks: Locks | None = None, same: bool = False) -> Database:
+        """A database of the same tables, by other connections: what a workspace has whose data is not shared.
+
+        Args:
+            backend: Opens them.
+            size: The most of them.
+            locks: What `lock` takes; None means locks of its own.
+            same: Whether its tables are read here, the first time.
+        """
+        other = object.__new__(Database)
+        other._set_up(backend, size, self._wait_seconds, locks)
+        other.outbox = None if self.outbox is None else self.outbox.without_rows()
+        other._declared = dict(self._declared)
+        other._schema = None
+        other._like = self if same else None
+        other._reflecting = asyncio.Lock()
+        other.fleeting = True
+        return other
+
     @property
     def url(self) -> str:
         """Where it is, without secrets."""
-        return self._backend.url
+        return self.backend.url
 
     @property
     def dialect(self) -> str:
         """Which engine it is of: `sqlite` or `postgresql`."""
-        return self._backend.dialect
+        return self.backend.dialect
 
     @property
     def leased(self) -> int:
@@ -119,14 +147,18 @@ class Database:
         Raises:
             Exception: The driver's; `explain` tells what it means.
         """
-        return await self._backend.connect()
+        return await self.backend.connect()
 
-    async def schema(self, *, than: Schema | None = None, session: Session | None = None) -> Schema:
+    @property
+    def known(self) -> Schema | None:
+        """The tables as they were read last; None where they have to be read."""
+        return self._schema
+
+    async def schema(self, *, than: Schema | None = None) -> Schema:
         """The tables as they are.
 
         Args:
             than: What was seen to lack something: they are read again, unless somebody else did meanwhile.
-            session: What to read them by; None means any.
 
         Raises:
             DatabaseError: The database cannot be opened or read.
@@ -134,9 +166,13 @@ class Database:
         """
         if self._schema is not None and self._schema is not than:
             return self._schema
+        if self._like is not None:
+            like, self._like = self._like, None
+            self._schema = await like.schema()
+            return self._schema
         async with self._reflecting:
             if self._schema is None or self._schema is than:
-                self._schema = await self._read(session)
+                self._schema = await self.read()
         return self._schema
 
     def declare(self, tables: Sequence[sa.Table]) -> None:
@@ -169,7 +205,7 @@ class Database:
         cause: Any = getattr(error, "orig", None) or error
         if isinstance(cause, PieceworkError):
             raise cause
-        kind, advice = self._backend.kind_of(cause)
+        kind, advice = self.backend.kind_of(cause)
         what = f"{verb} {table}".strip()
         said = f"{what}: {' '.join(str(cause).split(' (Background', 1)[0].split())}".rstrip(
             "."
@@ -183,7 +219,15 @@ class Database:
             raise ValidationError(f"{said}. Nothing was written", **data) from error
         raise DatabaseError(f"{said}: {advice} (database {self.url})", **data) from error
 
-    async def _read(self, session: Session | None) -> Schema:
+    async def read(self, session: Session | None = None) -> Schema:
+        """Reads which tables there are.
+
+        Args:
+            session: What to read them by; None means any.
+
+        Raises:
+            DatabaseError: They cannot be read.
+        """
         read: Callable[[Session], Awaitable[list[sa.Table]]] = lambda session: session.reflect()  # noqa: E731 - typed
         try:
             tables = await (

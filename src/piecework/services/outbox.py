@@ -91,15 +91,21 @@ class Outbox:
     Args:
         clock: Tells the time.
         relay: Who is told of what was committed.
+        rows: False writes none: a database that goes with its workspace keeps nothing for later.
 
     Attributes:
         there: Whether the table is known to be there, for good.
     """
 
-    def __init__(self, clock: Clock, relay: Relay) -> None:
+    def __init__(self, clock: Clock, relay: Relay, *, rows: bool = True) -> None:
         self.there = False
         self._clock = clock
         self._relay = relay
+        self._rows = rows
+
+    def without_rows(self) -> Outbox:
+        """The same for a database that goes with its workspace: what is promised is handed over, and not kept."""
+        return Outbox(self._clock, self._relay, rows=False)
 
     async def promise(
         self, transaction: Transaction, kind: str, told: Mapping[str, Any], *, overrides: Mapping[str, Any] | None
@@ -122,6 +128,9 @@ class Outbox:
             told=told,
             overrides=overrides,
         )
+        if not self._rows:
+            transaction.check_open()
+            return intent
         row = {
             "id": intent.row_id,
             "transaction_id": bundle.transaction_id,
@@ -138,7 +147,15 @@ class Outbox:
         return intent
 
     async def committed(self, intents: list[Intent]) -> None:
-        """Hands the rows of a committed transaction to the store; what cannot be handed over now is not lost."""
+        """Hands the rows of a committed transaction to the store; what cannot be handed over now is not lost.
+
+        Raises:
+            PieceworkError: The store did not take what is kept nowhere else.
+        """
+        if not self._rows:
+            for intent in intents:
+                await self._relay.deliver(intent)
+            return
         self.there = True
         await self._relay.hand_over(intents)
 

@@ -70,7 +70,7 @@ class PostgresBackend:
         """
         if self._dialect is None:
             self._dialect = await asyncio.to_thread(_make_dialect)  # importing SQLAlchemy takes too long for the loop
-        connection = await self._open()
+        connection = await self.open()
         try:
             for name in ("json", "jsonb"):
                 await connection.set_type_codec(
@@ -119,21 +119,35 @@ class PostgresBackend:
 
         return str(sa.select(sa.literal_column("1")))
 
-    async def reflect(self) -> list[sa.Table]:
-        """Reads which tables there are, on a connection of its own."""
+    async def reflect(self, connection: asyncpg.Connection[Any]) -> list[sa.Table]:
+        """Reads which tables there are as a connection sees them; it is in the same transaction afterwards."""
         from sqlalchemy.ext.asyncio import create_async_engine
         from sqlalchemy.pool import NullPool
 
         from piecework.services import schema
 
-        engine = create_async_engine("postgresql+asyncpg://", async_creator=self._open, poolclass=NullPool)
+        async def lent() -> Any:
+            """The connection, for somebody who would close it."""
+            return _Lent(connection)
+
+        # In autocommit mode it begins no transaction: the connection may be in one.
+        engine = create_async_engine(
+            "postgresql+asyncpg://", async_creator=lent, poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        )
         try:
-            async with engine.connect() as connection:
-                return await connection.run_sync(schema.reflect)
+            async with engine.connect() as reading:
+                return await reading.run_sync(schema.reflect)
         finally:
             await engine.dispose()
 
-    async def _open(self) -> asyncpg.Connection[Any]:
+    async def open(self) -> asyncpg.Connection[Any]:
+        """Opens a connection of asyncpg's, as it is.
+
+        Raises:
+            ValidationError: The address cannot be used.
+            OSError: The server cannot be reached.
+            asyncpg.PostgresError: It refuses.
+        """
         import asyncpg
 
         settings = {"application_name": f"piecework pid {os.getpid()}"}
@@ -212,7 +226,7 @@ class PostgresSession:
 
     async def reflect(self) -> list[sa.Table]:
         """Reads which tables there are."""
-        return await self._backend.reflect()
+        return await self._do(self._backend.reflect(self._connection))
 
     async def settle(self) -> None:
         """Waits for what its last caller left behind and undoes it; a connection that cannot is cut."""
@@ -273,6 +287,25 @@ class PostgresSession:
             self._connection.terminate()
         except asyncpg.PostgresError:
             pass  # it answers: the transaction that it was in takes no more statements
+
+
+class _Lent:
+    """A connection for somebody who would close it, and set it up for their own use."""
+
+    def __init__(self, connection: asyncpg.Connection[Any]) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    async def set_type_codec(self, *_args: Any, **_options: Any) -> None:
+        """Leaves it as it is."""
+
+    async def close(self, **_options: Any) -> None:
+        """Leaves it open."""
+
+    def terminate(self) -> None:
+        """Leaves it open."""
 
 
 class Plan:

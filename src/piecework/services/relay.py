@@ -121,7 +121,7 @@ class Relay:
         done = -1
         try:
             for intent in intents:
-                await self._deliver(intent)
+                await self.deliver(intent)
                 done = intent.position
         except Exception as error:  # noqa: BLE001 - it is shown, and the rows are there to be tried again
             signals.emit(
@@ -191,7 +191,7 @@ class Relay:
         try:
             for intent in intents:
                 try:
-                    await self._deliver(intent)
+                    await self.deliver(intent)
                 except _TROUBLE:
                     raise
                 except Exception as error:  # noqa: BLE001 - it is shown, and kept with the row
@@ -230,7 +230,7 @@ class Relay:
         )
         return seconds is None
 
-    async def _deliver(self, intent: Intent) -> None:
+    async def deliver(self, intent: Intent) -> None:
         """Hands one row to the store.
 
         Raises:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def engine_of(path: Path, busy_timeout_seconds: float) -> sa.Engine:
+def engine_of(path: Path, busy_timeout_seconds: float, *, durable: bool = True) -> sa.Engine:
     """Makes what opens connections: each commits every statement by itself, checks foreign keys, and waits for others.
 
     Args:
         path: The file; nothing is opened yet. A new one is made, and switched to WAL, by the first connection.
         busy_timeout_seconds: How long a statement waits for another writer of the same file.
+        durable: Whether a commit waits for the disk.
     """
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=str(path)),
@@ -32,14 +33,18 @@ def engine_of(path: Path, busy_timeout_seconds: float) -> sa.Engine:
         isolation_level="AUTOCOMMIT",
         connect_args={"timeout": busy_timeout_seconds, "check_same_thread": False},
     )
-    sa.event.listen(engine, "connect", _prepare)
+    sa.event.listen(engine, "connect", _prepare if durable else _prepare_fleeting)
     return engine
 
 
-def _prepare(raw: Any, _record: Any) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+def _prepare(raw: Any, _record: Any, synchronous: str = "FULL") -> None:
+    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
         # A pragma whose row stays unread keeps a lock, and the next connection finds the database locked.
         raw.execute(f"PRAGMA {pragma}").fetchall()
+
+
+def _prepare_fleeting(raw: Any, record: Any) -> None:
+    _prepare(raw, record, "OFF")
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):

@@ -38,13 +38,15 @@ class SqliteBackend:
 
     Args:
         path: The file; the first session makes a new one, and switches it to WAL.
+        durable: Whether a commit waits for the disk; not needed where nobody will look after a crash.
     """
 
     dialect = "sqlite"
     one_writer = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path
+        self._durable = durable
         self.url = f"sqlite:///{path}"
         self._engine: sa.Engine | None = None
         self._opening = asyncio.Lock()
@@ -57,7 +59,7 @@ class SqliteBackend:
         """
         # One at a time: the first one switches the file to WAL, which no second one may disturb.
         async with self._opening:
-            connection = Connection(self._connect)
+            connection = Connection(self._connect, self.tables)
             try:
                 await connection.open()
             except BaseException:
@@ -78,13 +80,19 @@ class SqliteBackend:
             return "trouble", "does its folder exist, and may this process write there?"
         return "trouble", "nothing of the statement was written"
 
+    def tables(self, connection: sa.Connection) -> list[sa.Table]:
+        """Reads which tables there are; for the thread of a connection."""
+        from piecework.services import schema
+
+        return schema.reflect(connection)
+
     def _connect(self) -> sa.Connection:
         # In the thread of the connection: importing SQLAlchemy takes too long for the loop. One engine for all of
         # them, because it keeps what it compiled.
         from piecework.services import schema
 
         if self._engine is None:
-            self._engine = schema.engine_of(self.path, BUSY_TIMEOUT_SECONDS)
+            self._engine = schema.engine_of(self.path, BUSY_TIMEOUT_SECONDS, durable=self._durable)
         return self._engine.connect()
 
 
@@ -93,10 +101,14 @@ class Connection:
 
     Args:
         connect: Opens it; called in the thread.
+        reflect: Reads which tables there are; called in the thread.
     """
 
-    def __init__(self, connect: Callable[[], sa.Connection]) -> None:
+    def __init__(
+        self, connect: Callable[[], sa.Connection], reflect: Callable[[sa.Connection], list[sa.Table]]
+    ) -> None:
         self._connect = connect
+        self._tables = reflect
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._connection: sa.Connection | None = None
         self._raw: Any = None
@@ -284,10 +296,8 @@ class Connection:
             self._connection.rollback()
 
     def _reflect(self) -> list[sa.Table]:
-        from piecework.services import schema
-
         try:
-            return schema.reflect(self._opened)
+            return self._tables(self._opened)
         finally:
             if not self._depth:
                 self._opened.rollback()

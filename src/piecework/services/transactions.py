@@ -218,19 +218,27 @@ class Transaction:
         assert outbox is not None, "the app that opens a database gives it one"
         self.promised.append(await outbox.promise(self, kind, told, overrides=overrides))
 
-    async def schema(self, *, than: Schema) -> Schema:
-        """The tables as they are in it; where the engine lets only itself see them, they are read in it."""
+    async def schema(self, *, than: Schema | None = None) -> Schema:
+        """The tables as they are in it. What it has defined itself is read by it: anybody else would wait for its end.
+
+        Args:
+            than: What was seen to lack something: they are read again.
+        """
         one = self.outermost
-        if one._schema is None or one._schema is than:
-            async with self._turn:
-                self.check_open()
-                one._schema = await self.access.database.schema(than=than, session=self.session)
-        one._redefines = one._redefines or self.access.database.writing is not None
+        found = one._schema or (None if one._redefines else self.access.database.known)
+        if found is not None and found is not than:
+            return found
+        async with self._turn:
+            self.check_open()
+            if one._schema is None or one._schema is than:
+                one._schema = await self.access.database.read(self.session)
+        one._redefines = True
         return one._schema
 
     def redefines_tables(self) -> None:
-        """Notes that a rollback takes definitions of tables back."""
+        """Notes that tables are defined in it: they are others from here on, and again after a rollback."""
         self.outermost._redefines = True
+        self.outermost._schema = None
 
     def after_rollback(self, fn: Callable[[], Any]) -> None:
         """Has a plain function called when this transaction, or one around it, was rolled back.

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import ValidationError
+from piecework.workspace.data import data_of
 from piecework.workspace.inject import check_callable, name_of
 from piecework.workspace.workspace import Workspace
 
@@ -27,7 +28,9 @@ def spawn(new: NewWorkspace, fn: Callable[..., Any], args: Sequence[Any], kwargs
     transaction = None if new.caller is None else new.host.current_transaction(new.caller)
     new.caller = None
     if transaction is None:
-        return new.host.supervisor.spawn(lambda: Workspace.run(new, fn, *args, **kwargs), name=name_of(fn))
+        return _joined(
+            new, new.host.supervisor.spawn(lambda: Workspace.run(new, fn, *args, **kwargs), name=name_of(fn))
+        )
     committed = asyncio.Event()
 
     async def later() -> Any:
@@ -35,9 +38,16 @@ def spawn(new: NewWorkspace, fn: Callable[..., Any], args: Sequence[Any], kwargs
         await committed.wait()
         return await Workspace.run(new, fn, *args, **kwargs)
 
-    handle = new.host.supervisor.spawn(later, name=name_of(fn))
+    handle = _joined(new, new.host.supervisor.spawn(later, name=name_of(fn)))
     transaction.after_commit(committed.set)
     transaction.after_rollback(handle.cancel)
+    return handle
+
+
+def _joined(new: NewWorkspace, handle: Handle) -> Handle:
+    data = data_of(new.overrides)
+    if data is not None:
+        data.joined_by(handle)
     return handle
 
 

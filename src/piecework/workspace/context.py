@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from piecework.config import Settings
     from piecework.container.container import Container
     from piecework.workspace.admission import Workspaces
+    from piecework.workspace.data import Data
     from piecework.workspace.opening import Opening
     from piecework.workspace.processes import ProcessCalls
     from piecework.workspace.supervise import Supervisor
@@ -110,6 +111,10 @@ class Host(Protocol):
     @property
     def processes(self) -> ProcessCalls:
         """Where functions run in processes of their own."""
+        ...
+
+    def data_for(self, mode: str) -> Data:
+        """What stands for the app's database in a workspace with data="rollback" or "clean"."""
         ...
 
     def current_transaction(self, ws: Workspace) -> OpenTransaction | None:

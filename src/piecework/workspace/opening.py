@@ -25,6 +25,7 @@ from piecework.errors import (
 from piecework.ids import new_id
 from piecework.telemetry import signals
 from piecework.workspace.context import State, current
+from piecework.workspace.data import DATABASE, SHARED, check_data, check_reach, without
 from piecework.workspace.inheriting import check_inherit, frozen
 from piecework.workspace.workspace import Workspace
 
@@ -64,6 +65,7 @@ class Opening:
     fn: Any = None
     workspace: Workspace | None = None
     isolation: str = SCOPE
+    data: str | None = None
     caller: Workspace | None = None
     used: bool = False
     simple: bool = True
@@ -137,6 +139,9 @@ class Opening:
             raise InvalidStateError(
                 "a workspace in a process of its own runs a function: await ….run(fn), not `async with`"
             )
+        if self.data is not None:
+            # Before there is anything that would have to be given back.
+            self.overrides = {**(self.overrides or {}), DATABASE: self.host.data_for(self.data)}
         above = None
         if previous is not None:
             self.previous, self.caller = previous, None
@@ -155,6 +160,9 @@ class Opening:
         ws._opened = self.rooms.monotonic()
         if self.timeout_seconds is not None or above is not None:
             await self._set_deadline(ws, above)
+        if self.data is not None:
+            # Built first, so that it ends last, and by this workspace, so that it is not a child's.
+            ws.container.require_now("database")
 
     async def _close(self, ws: Workspace, error: BaseException | None) -> None:
         ws._closing = True
@@ -249,6 +257,10 @@ class NewWorkspace(Opening):
             with all that it started when time is up or the caller is cancelled. The function has to be importable,
             arguments and result are JSON values, services are made anew over there, what it raises comes back as
             RemoteError.
+        data: "shared" is the app's database; "rollback" one transaction on it, which is rolled back when the workspace
+            is closed; "clean" an empty copy of its tables, which is dropped then; None the same as the workspace that
+            opens it. What is opened inside of "rollback" works in that transaction too, what is opened inside of
+            "clean" gets an empty copy of its own; see `docs/guides/testing.md`.
         timeout_seconds: How long it may be open; None means no limit. One that is awaited ends with its caller anyway.
         inherit: What it takes over from the workspace that opens it: any of "space", "params" and "user", as copies
             that cannot be changed. What is given by itself wins.
@@ -259,7 +271,9 @@ class NewWorkspace(Opening):
         caller: The workspace that opens it, or None.
 
     Raises:
-        ValidationError: There is no such isolation, nothing of that name to inherit, or the time is not positive.
+        ValidationError: There is no such isolation or data, nothing of that name to inherit, or the time is not
+            positive; or data other than "shared" is asked for in a process of its own.
+        InvalidStateError: A process of its own is asked for where the data is not shared.
     """
 
     def __init__(
@@ -267,6 +281,7 @@ class NewWorkspace(Opening):
         host: Host,
         *,
         isolation: str = SCOPE,
+        data: str | None = None,
         timeout_seconds: float | None = None,
         inherit: Iterable[str] = (),
         space: str | None = None,
@@ -288,6 +303,10 @@ class NewWorkspace(Opening):
         if caller is not None:
             self.caller = caller
             self.overrides = caller.overridden
+        if data is not None:
+            self._choose_data(check_data(data))
+        if self.isolation is PROCESS:
+            check_reach(self.overrides, "a process of its own")
         if inherit:
             self._inherit(check_inherit(inherit), caller)
         if space is not None:
@@ -353,6 +372,18 @@ class NewWorkspace(Opening):
         for name in ("workspace", "used", "previous", "_id", "_limit"):
             other.__dict__.pop(name, None)
         return other
+
+    def _choose_data(self, data: str) -> None:
+        self.overrides = without(self.overrides)
+        if data == SHARED:
+            return
+        if self.isolation is PROCESS:
+            raise ValidationError(
+                f"data={data!r} is what this process has, and isolation='process' has another: choose one of them",
+                data=data,
+            )
+        self.data = data
+        self.simple = False
 
     def _inherit(self, names: Sequence[str], caller: Workspace | None) -> None:
         if caller is None:

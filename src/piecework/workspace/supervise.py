@@ -36,6 +36,11 @@ class Handle:
         return f"<child {self.name} {'ended' if self.done else 'running'}>"
 
     @property
+    def task(self) -> asyncio.Task[Any]:
+        """What runs it: to be waited for, not to be awaited."""
+        return self._task
+
+    @property
     def done(self) -> bool:
         """True once it has ended, in whatever way."""
         return self._task.done()

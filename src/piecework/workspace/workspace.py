@@ -164,13 +164,13 @@ class Workspace:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The app's `config`."""
-        return self._host.config
+        """The app's `config`, or what stands for it here: `ws.override("config", {…})`."""
+        return self._standing("config", self._host.config)
 
     @property
     def environment(self) -> str:
-        """Where the app runs: development, test, production."""
-        return self._host.environment
+        """Where the app runs: development, test, production; or what stands for it here."""
+        return self._standing("environment", self._host.environment)
 
     @property
     def run_id(self) -> str | None:
@@ -309,6 +309,7 @@ class Workspace:
         self,
         *,
         isolation: str = "scope",
+        data: str | None = None,
         timeout_seconds: float | None = None,
         inherit: Iterable[str] = (),
         space: str | None = None,
@@ -324,6 +325,7 @@ class Workspace:
 
         Args:
             isolation: "scope", or "process" for a fresh child process; see `NewWorkspace`.
+            data: "shared", "rollback" or "clean"; None is what this workspace has; see `NewWorkspace`.
             timeout_seconds: How long it may be open; None means no limit of its own.
             inherit: What it takes over from here: any of "space", "params" and "user", as copies that cannot be
                 changed.
@@ -333,13 +335,16 @@ class Workspace:
             key: The idempotency key, where the same work may be done again.
 
         Raises:
-            ValidationError: There is no such isolation, nothing of that name to inherit, or the time is not positive.
+            ValidationError: There is no such isolation or data, nothing of that name to inherit, or the time is not
+                positive.
+            InvalidStateError: A process of its own is asked for where the data is not shared.
         """
         from piecework.workspace.opening import NewWorkspace  # the two modules need each other
 
         return NewWorkspace(
             self._host,
             isolation=isolation,
+            data=data,
             timeout_seconds=timeout_seconds,
             inherit=inherit,
             space=space,
@@ -580,6 +585,10 @@ class Workspace:
         if self._container is not None:
             return self._container.overridden
         return self._opening.overrides if self.parent is None else self.parent.overridden
+
+    def _standing(self, name: str, real: T) -> T:
+        overridden = self.overridden
+        return real if overridden is None else overridden.get(name, real)
 
     @property
     def _what(self) -> str:

@@ -106,7 +106,7 @@ def _place(error: BaseException) -> str | None:
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    ours = Path(__file__).parents[1]
+    ours = Path(__file__).parent
     installed = [Path(path) for key, path in sysconfig.get_paths().items() if key in {"stdlib", "purelib", "platlib"}]
     own = [
         frame
