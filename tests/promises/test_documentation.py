@@ -54,7 +54,10 @@ def test_the_quickstarts_programs_run(tmp_path):
         assert run(text + opens, tmp_path) == "open\n"
 
 
-@pytest.mark.parametrize("guide", ["services.md", "jobs.md", "database.md", "transactions.md", "workspaces.md", "testing.md"])
+GUIDES = ["services", "jobs", "database", "transactions", "workspaces", "testing"]
+
+
+@pytest.mark.parametrize("guide", [f"{name}.md" for name in GUIDES])
 def test_a_guide_runs_as_it_is_written(tmp_path, guide):
     """The programs of a guide run, one after the other, and each prints what stands below it."""
     text = (ROOT / "docs" / "guides" / guide).read_text("utf-8")
