@@ -54,7 +54,7 @@ async def ship(ws: Any, n: int) -> int:
 
 def watch() -> None:
     """Makes the moments around the commit and around each row's way places to be killed at."""
-    finish, deliver, forget = Transaction.finish, Relay._deliver, Relay._forget
+    finish, deliver, forget = Transaction.finish, Relay.deliver, Relay._forget
 
     async def watched_finish(self: Any, *, keep: bool) -> Any:
         reached("before the commit")
@@ -75,7 +75,7 @@ def watch() -> None:
         if some:
             reached("after forgetting")
 
-    Transaction.finish, Relay._deliver, Relay._forget = watched_finish, watched_deliver, watched_forget
+    Transaction.finish, Relay.deliver, Relay._forget = watched_finish, watched_deliver, watched_forget
 
 
 async def place_order(ws: Any) -> None:

@@ -86,7 +86,7 @@ WOKEN = DONE | {"resumes": 1}
 CALLS = {
     "publish": (lambda doors: doors["intake"].publish(Event("go")), "id", [RECEIPT]),
     "enqueue": (
-        lambda doors: doors["intake"].enqueue("send-mail", {}, run_id=None, delay_seconds=None, space=None),
+        lambda doors: doors["intake"].enqueue("send-mail", {}, run_id=None, delay_seconds=None, dedup=None, space=None),
         "run_id",
         ["r-1"],
     ),

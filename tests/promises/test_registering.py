@@ -81,7 +81,8 @@ async def standing(app):
     ids = [row.workflow_id for row in rows]
     routes = await app.store.read("routes_of_workflows", {"workflow_ids": ids}, RouteRow)
     nodes = await app.store.read("living_nodes", {"now": app.node.now()}, NodeRow)
-    return rows, routes, [decode(node.workflows) for node in nodes], app.runtime.list_workflows()
+    told = [[name for name in decode(node.workflows) if not name.startswith("job:")] for node in nodes]
+    return rows, routes, told, app.runtime.list_workflows()
 
 
 def eager(log):
