@@ -7,7 +7,6 @@ ends when the node's end of the request socket closes; the kernel ends it when t
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib
 import importlib.util
@@ -36,6 +35,8 @@ _NUMERIC_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 def main() -> NoReturn:
     """Runs the zygote until its node is done with it."""
+    import argparse  # late: a node reads this file for its constants only
+
     parser = argparse.ArgumentParser(prog="piecework.process.zygote", description="Started by a node, not by hand.")
     parser.add_argument("--requests", type=int, required=True, help="descriptor of the request socket")
     parser.add_argument("--boot", type=int, required=True, help="descriptor that the rest is read from")
