@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from piecework.services.database import Database
+    from piecework.services.relations import Schema
     from piecework.services.session import Answer, Backend, Session
     from piecework.services.templates import Templates
     from piecework.services.writing import Writing
@@ -53,7 +54,7 @@ class RollbackData(Data):
         if self._database is None:
             self._owner = workspace_id
             backend = RollbackBackend(self._real, f"workspace {workspace_id}, opened with data='rollback'")
-            self._database = self._real.over(backend, size=1, locks=self._real.locks, same=True)
+            self._database = self._real.over(backend, size=1, locks=self._real.locks, first=self._real.schema)
             ctx.on_cleanup(self._end)
         return self._database
 
@@ -87,7 +88,12 @@ class CleanData(Data):
     def database_of(self, workspace_id: str, ctx: Any) -> Database:  # noqa: ARG002 - as of RollbackData
         """A database for a workspace."""
         backend = self._templates.copy()
-        database = self._real.over(backend, size=self._real.pool.status.size)
+
+        async def known() -> Schema | None:
+            tables = await backend.known()
+            return None if tables is None else database.schema_of(tables)
+
+        database = self._real.over(backend, size=self._real.pool.status.size, first=known)
 
         async def end() -> None:
             """Closes the connections, then drops what they were to."""

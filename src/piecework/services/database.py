@@ -52,7 +52,7 @@ class Database:
     """
 
     fleeting = False
-    _like: Database | None = None
+    _first: Callable[[], Awaitable[Schema | None]] | None = None
 
     def __init__(self, url: str, *, pool_size: int = 10, wait_seconds: float = 30) -> None:
         if pool_size < 1:
@@ -70,21 +70,28 @@ class Database:
         self.writing = Writing() if backend.one_writer else None
         self._wait_seconds = wait_seconds
 
-    def over(self, backend: Backend, *, size: int, locks: Locks | None = None, same: bool = False) -> Database:
+    def over(
+        self,
+        backend: Backend,
+        *,
+        size: int,
+        locks: Locks | None = None,
+        first: Callable[[], Awaitable[Schema | None]] | None = None,
+    ) -> Database:
         """A database of the same tables, by other connections: what a workspace has whose data is not shared.
 
         Args:
             backend: Opens them.
             size: The most of them.
             locks: What `lock` takes; None means locks of its own.
-            same: Whether its tables are read here, the first time.
+            first: Gives its tables the first time, or None where they have to be read.
         """
         other = object.__new__(Database)
         other._set_up(backend, size, self._wait_seconds, locks)
         other.outbox = None if self.outbox is None else self.outbox.without_rows()
         other._declared = dict(self._declared)
         other._schema = None
-        other._like = self if same else None
+        other._first = first
         other._reflecting = asyncio.Lock()
         other.fleeting = True
         return other
@@ -166,10 +173,11 @@ class Database:
         """
         if self._schema is not None and self._schema is not than:
             return self._schema
-        if self._like is not None:
-            like, self._like = self._like, None
-            self._schema = await like.schema()
-            return self._schema
+        if self._first is not None:
+            first, self._first = self._first, None
+            self._schema = await first()
+            if self._schema is not None:
+                return self._schema
         async with self._reflecting:
             if self._schema is None or self._schema is than:
                 self._schema = await self.read()
@@ -235,6 +243,10 @@ class Database:
             )
         except Exception as error:  # noqa: BLE001 - explain() raises it again, in our words
             self.explain(error, "read the tables", "")
+        return self.schema_of(tables)
+
+    def schema_of(self, tables: Sequence[sa.Table]) -> Schema:
+        """Tables that were read, with those that were declared in place of theirs."""
         return Schema({**{table.name: table for table in tables}, **self._declared})
 
 

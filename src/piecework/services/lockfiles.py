@@ -48,7 +48,8 @@ class LockFiles:
 
     async def close(self) -> None:
         """Gives everything back."""
-        await asyncio.to_thread(self._give_back, list(self._held))
+        if self._held:
+            await asyncio.to_thread(self._give_back, list(self._held))
 
     def drop(self) -> None:
         """Lets go of what a forked child was born with; its parent goes on holding it."""

@@ -6,7 +6,10 @@ asks for, and warns about those that are expressions. Here, too, a column's type
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -15,36 +18,58 @@ from sqlalchemy.pool import NullPool
 from piecework.errors import ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 
-def engine_of(path: Path, busy_timeout_seconds: float, *, durable: bool = True) -> sa.Engine:
+def engine_of(path: Path, busy_timeout_seconds: float) -> sa.Engine:
     """Makes what opens connections: each commits every statement by itself, checks foreign keys, and waits for others.
 
     Args:
         path: The file; nothing is opened yet. A new one is made, and switched to WAL, by the first connection.
         busy_timeout_seconds: How long a statement waits for another writer of the same file.
-        durable: Whether a commit waits for the disk.
     """
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)),
-        poolclass=NullPool,
-        isolation_level="AUTOCOMMIT",
-        connect_args={"timeout": busy_timeout_seconds, "check_same_thread": False},
-    )
-    sa.event.listen(engine, "connect", _prepare if durable else _prepare_fleeting)
-    return engine
+    return _engine(lambda: _open(path, busy_timeout_seconds, "FULL"))
 
 
-def _prepare(raw: Any, _record: Any, synchronous: str = "FULL") -> None:
-    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
-        # A pragma whose row stays unread keeps a lock, and the next connection finds the database locked.
-        raw.execute(f"PRAGMA {pragma}").fetchall()
+def connect_fleeting(path: Path, busy_timeout_seconds: float) -> sa.Connection:
+    """Opens a file that nobody will look into after a crash: no commit waits for the disk.
+
+    Args:
+        path: The file.
+        busy_timeout_seconds: As of `engine_of`.
+    """
+    _here.opening = lambda: _open(path, busy_timeout_seconds, "OFF")
+    return _fleeting().connect()
 
 
-def _prepare_fleeting(raw: Any, record: Any) -> None:
-    _prepare(raw, record, "OFF")
+_here = threading.local()
+"""What is opened in this thread, by the engine that many files share."""
+
+
+@cache
+def _fleeting() -> sa.Engine:
+    def opening() -> sqlite3.Connection:
+        opened: sqlite3.Connection = _here.opening()
+        return opened
+
+    return _engine(opening)
+
+
+def _engine(opening: Callable[[], sqlite3.Connection]) -> sa.Engine:
+    return sa.create_engine("sqlite://", creator=opening, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+
+
+def _open(path: Path, busy_timeout_seconds: float, synchronous: str) -> sqlite3.Connection:
+    raw = sqlite3.connect(path, timeout=busy_timeout_seconds, check_same_thread=False)
+    try:
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
+            # A pragma whose row stays unread keeps a lock, and the next connection finds the database locked.
+            raw.execute(f"PRAGMA {pragma}").fetchall()
+    except BaseException:
+        raw.close()
+        raise
+    return raw
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):

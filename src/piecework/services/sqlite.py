@@ -38,15 +38,13 @@ class SqliteBackend:
 
     Args:
         path: The file; the first session makes a new one, and switches it to WAL.
-        durable: Whether a commit waits for the disk; not needed where nobody will look after a crash.
     """
 
     dialect = "sqlite"
     one_writer = True
 
-    def __init__(self, path: Path, *, durable: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._durable = durable
         self.url = f"sqlite:///{path}"
         self._engine: sa.Engine | None = None
         self._opening = asyncio.Lock()
@@ -92,7 +90,7 @@ class SqliteBackend:
         from piecework.services import schema
 
         if self._engine is None:
-            self._engine = schema.engine_of(self.path, BUSY_TIMEOUT_SECONDS, durable=self._durable)
+            self._engine = schema.engine_of(self.path, BUSY_TIMEOUT_SECONDS)
         return self._engine.connect()
 
 

@@ -39,6 +39,10 @@ class Copy(Protocol):
         """Copies it, if nobody did yet."""
         ...
 
+    async def known(self) -> list[sa.Table] | None:
+        """The tables of a copy that nobody has used yet; None where they have to be read."""
+        ...
+
     async def drop(self) -> None:
         """Removes it; again is nothing."""
         ...

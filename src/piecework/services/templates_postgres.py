@@ -187,6 +187,9 @@ class PostgresCopy:
                 self._backend = PostgresBackend(self.address)
                 self.url = self._backend.url
 
+    async def known(self) -> None:
+        """Nothing: they are read."""
+
     def kind_of(self, error: Exception) -> tuple[str, str]:
         """What an error of the driver means, and what to do about it."""
         return self._templates.backend.kind_of(error)

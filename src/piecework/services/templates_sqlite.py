@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
-from piecework.services.finishing import finished
-from piecework.services.sqlite import Connection, SqliteBackend
+from piecework.services.sqlite import BUSY_TIMEOUT_SECONDS, Connection, SqliteBackend
 from piecework.services.templates import migrated
 
 if TYPE_CHECKING:
@@ -63,6 +62,7 @@ class SqliteTemplates:
         self._numbers = count(1)
         self._template: Template | None = None
         self._seen: Any = None
+        self._stamp: Any = None
 
     def copy(self) -> SqliteCopy:
         """A database that is made at its first use."""
@@ -71,9 +71,12 @@ class SqliteTemplates:
     async def template(self) -> Template:
         """What a copy is made of now."""
         async with self._making:
-            seen = self._migrate or await asyncio.to_thread(_version_of, self._source)
-            if self._template is None or self._seen != seen:
-                self._template, self._seen = await self._find(), seen
+            stamp = _stamp_of(self._source)
+            if self._template is None or self._stamp != stamp:
+                seen = self._migrate or await asyncio.to_thread(_version_of, self._source)
+                if self._template is None or self._seen != seen:
+                    self._template, self._seen = await self._find(), seen
+                self._stamp = stamp
             return self._template
 
     async def close(self) -> None:
@@ -112,10 +115,11 @@ class SqliteCopy(SqliteBackend):
     """
 
     def __init__(self, templates: SqliteTemplates, path: Path) -> None:
-        super().__init__(path, durable=False)
+        super().__init__(path)
         self._templates = templates
         self._copying = asyncio.Lock()
         self._made: Template | None = None
+        self._used = False
 
     @property
     def address(self) -> str:
@@ -125,6 +129,7 @@ class SqliteCopy(SqliteBackend):
     async def connect(self) -> Connection:
         """Opens one more session."""
         await self.make()
+        self._used = True
         return await super().connect()
 
     async def make(self) -> None:
@@ -135,6 +140,17 @@ class SqliteCopy(SqliteBackend):
                 # A write into the cache of the system: shorter than the way to a thread and back.
                 self.path.write_bytes(template.image)
                 self._made = template
+
+    async def known(self) -> list[sa.Table] | None:
+        """The tables as long as nobody can have changed them, once somebody has read them."""
+        await self.make()
+        return None if self._used or self._made is None else self._made.tables
+
+    def _connect(self) -> sa.Connection:
+        from piecework.services import schema
+
+        # One engine for all copies: it knows the driver and keeps what it compiled.
+        return schema.connect_fleeting(self.path, BUSY_TIMEOUT_SECONDS)
 
     def tables(self, connection: sa.Connection) -> list[sa.Table]:
         """Reads which tables there are: those of the template, as long as nobody has changed them."""
@@ -150,12 +166,14 @@ class SqliteCopy(SqliteBackend):
         """Removes it; again is nothing."""
         if self._made is not None:
             self._made = None
-            await finished(asyncio.to_thread(self._remove))
+            self._remove()  # a few names that nobody has open: shorter than the way to a thread and back
 
     def _remove(self) -> None:
         for end in ("", "-wal", "-shm"):
-            self.path.with_name(f"{self.path.name}{end}").unlink(missing_ok=True)
-        shutil.rmtree(self.path.with_name(f"{self.path.name}-locks"), ignore_errors=True)
+            Path(f"{self.path}{end}").unlink(missing_ok=True)
+        locks = Path(f"{self.path}-locks")
+        if locks.is_dir():
+            shutil.rmtree(locks, ignore_errors=True)
 
 
 Definition = tuple[str, tuple[Any, ...]]
@@ -209,6 +227,16 @@ _found: dict[Any, Template] = {}
 """The templates of this process, by what they were made of: apps come and go in the tests of one."""
 
 _KEPT = 8
+
+
+def _stamp_of(path: Path) -> tuple[Any, ...]:
+    """What is another one when a file was written: a look that is short enough for the loop."""
+    found: list[Any] = []
+    for end in ("", "-wal"):
+        with contextlib.suppress(OSError):
+            stat = Path(f"{path}{end}").stat()
+            found.append((end, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
 
 
 def _version_of(path: Path) -> tuple[Any, ...]:
