@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from piecework.errors import DatabaseError, ValidationError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 Migrate = Any
 """A function that gets the URL of an empty database and makes its tables, or SQLAlchemy's MetaData of them; or None."""
