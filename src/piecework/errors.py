@@ -79,7 +79,7 @@ class NotFoundError(PieceworkError, LookupError):
             shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
             advice = f"there are: {shown}"
         else:
-            advice = f"there is no {kind} at all"
+            advice = f"there is no {kind.removesuffix(' named')} at all"
         text = f"no {kind} {name!r}: {advice}"
         return cls(f"{text}. {hint}" if hint else text, kind=kind, name=name, key=name, **data)
 

@@ -186,11 +186,10 @@ def test_an_unknown_run(fail, command):
     [
         (("pieces", "show", "acme", "nosuchpiece"), "no piece in space 'acme' named 'nosuchpiece'"),
         (("pieces", "run", "acme", "nosuchpiece"), "nosuchpiece"),
-        (("pieces", "show", "nosuchspace", "hn"), "nosuchspace"),
+        (("pieces", "show", "nosuchspace", "hn"), "there is no piece in space 'nosuchspace' at all"),
         (("pieces", "add", "acme", "x", "--integration", "feeed"), "did you mean 'feed'?"),
         (("pieces", "add", "acme", "x", "--integration", "feed", "--every-seconds", "-1"), "positive number"),
         (("runs", "list", "--status", "lost"), "no status 'lost'"),
-        (("runs", "list", "--limit", "0"), "limit"),
         (("runs", "list", "--cursor", "nosuchrun"), "nosuchrun"),
         (("events", "publish", "x", "--payload", '{"__state": 1}'), "reserved"),
         (("events", "publish", ""), "event type"),
@@ -220,6 +219,8 @@ def test_a_filter_for_an_unknown_workflow_finds_nothing(ask):
         (("runs", "show"), "RUN_ID"),
         (("runs", "list", "--nosuch"), "--nosuch"),
         (("runs", "list", "--limit", "many"), "many"),
+        (("runs", "list", "--limit", "0"), "for --limit. Must be >= 1"),
+        (("runs", "list", "--limit", "1001"), "for --limit. Must be <= 1000"),
         (("nosuch",), "nosuch"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -159,3 +160,47 @@ def test_what_was_tried_at_the_prompt_is_undone(command, node, tmp_path):
         return done.stdout
 
     assert [told(data) for data in ("rollback", "shared", "clean", "rollback")] == ["1\n", "1\n", "1\n", "2\n"]
+
+
+@pytest.mark.parametrize("line", ["await asyncio.Event().wait()", "import time; time.sleep(600)"])
+def test_a_line_at_the_prompt_is_interrupted(command, node, line):
+    """Ctrl-C ends the line that is under way; the next one is read, and what is assigned is still there."""
+    env = {**os.environ, "PIECEWORK_STORE": node.store, "PIECEWORK_APP": "shop:app"}
+    pipe = subprocess.PIPE
+    words = [*command, "repl"]
+    here = Path(__file__).parent
+    with subprocess.Popen(words, cwd=here, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as prompt:
+        try:
+            prompt.stdin.write(f"x = 7\nprint('begun', flush=True); {line}\n")
+            prompt.stdin.flush()
+            assert prompt.stdout.readline() == "begun\n"
+            prompt.send_signal(signal.SIGINT)
+            out, err = prompt.communicate("x\n", timeout=25)
+        finally:
+            prompt.kill()
+    assert (prompt.returncode, out) == (0, "7\n"), err
+    assert "cancelled" in err
+
+
+def test_what_was_not_awaited_at_the_prompt_is_told(command, node):
+    """A service that has to be awaited and was not is Python's own warning, and nothing is broken."""
+    ended = subprocess.run(
+        [*command, "repl"],
+        input="slow_greeting\n_ = None\nawait slow_greeting\n",
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PIECEWORK_STORE": node.store, "PIECEWORK_APP": "shop:app"},
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+    )
+    assert "'Good morning'" in ended.stdout
+    assert "was never awaited" in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+    assert "app 'shop'" in ended.stderr
+
+
+def test_a_service_is_listed_once(run):
+    """What a workspace has by itself stands in `services list` once."""
+    names = [one["name"] for one in run("--app", "shop:app", "services", "list", "--json").json["items"]]
+    assert len(names) == len(set(names))

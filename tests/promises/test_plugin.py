@@ -197,4 +197,4 @@ def test_the_guide_is_true(folder):
     text = (Path(__file__).parents[2] / "docs" / "guides" / "testing.md").read_text("utf-8")
     app, *tests = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     printed = run(folder, "\n".join(tests), app=app)
-    assert "5 passed" in printed, printed
+    assert "6 passed" in printed, printed

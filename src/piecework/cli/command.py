@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from piecework.app import App
     from piecework.services.command import Command
 
-_Name = Annotated[str | None, Parameter(help="Which command; all of them are listed when it is omitted.")]
+_Name = Annotated[str | None, Parameter(help="Which command; all are listed with their params when it is omitted.")]
 _Words = Annotated[str, Parameter(allow_leading_hyphen=True, help="Its own params: --user-id 7 --deep --name=Ada.")]
 _Named = Annotated[str | None, Parameter(help="MODULE:ATTRIBUTE of the app; default PIECEWORK_APP.")]
 _Store = Annotated[str | None, Parameter(help="sqlite:///FILE or postgresql://…; default the app's own.")]
@@ -37,7 +37,7 @@ async def command(
     Where a node has the store this process is its client; else it is the store's node as long as the command takes.
 
     Args:
-        name: Which command; all of them are listed when it is omitted.
+        name: Which command; all are listed with their params when it is omitted.
         *words: Its own params.
         app: MODULE:ATTRIBUTE of the app.
         store: Where runs are kept.

@@ -43,8 +43,9 @@ program = cyclopts.App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-for command in (serve, demo, doctor, repl):
+for command in (serve, demo, doctor):
     program.command(command)
+program.command(repl, help_format="markdown")  # its help is a paragraph, broken where the terminal ends
 program.command(call_command, name="command")
 for group in (events, workflows, runs, pieces, jobs, services, store):
     program.command(group)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import builtins
 import code
 import contextvars
 import inspect
+import signal
 import sys
 import threading
 from concurrent.futures import CancelledError as Abandoned
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +23,8 @@ from piecework.cli.command import named_app
 from piecework.errors import InvalidStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from piecework.app import App
     from piecework.workspace.workspace import Workspace
@@ -36,10 +40,13 @@ _Data = Annotated[
 async def repl(*, app: _Named = None, store: _Store = None, data: _Data = "shared") -> None:
     """Open a Python prompt inside a workspace of the app.
 
-    `await` works at the prompt; `app`, `ws` and every service are names. The workspace is a scratch one: what is
-    overridden in it, its params and its services end with it, and with `--data rollback` or `--data clean` what was
-    done with its database too. On SQLite a rollback keeps others from writing, from its first use to its end. Where a
-    node has the store this process is its client, else it is the node.
+    `await` works at the prompt; `app`, `ws` and every service are names (`await cart`, where a service is made
+    asynchronously). The workspace is a scratch one: what is overridden in it, its params and its services end with it,
+    and with `--data rollback` or `--data clean` what was done with its database too. On SQLite a rollback keeps others
+    from writing, from its first use to its end. Where a node has the store this process is its client, else it is the
+    node.
+
+    Ctrl-C ends the line that is under way, Ctrl-D the prompt.
 
     Args:
         app: MODULE:ATTRIBUTE of the app.
@@ -64,7 +71,8 @@ class Names(dict[str, Any]):
     """
 
     def __init__(self, app: App, ws: Workspace) -> None:
-        super().__init__(app=app, ws=ws, asyncio=asyncio, __name__="__console__", __doc__=None)
+        own = {"__name__": "__console__", "__doc__": None, "__builtins__": builtins}  # what warnings look for, too
+        super().__init__(own, app=app, ws=ws, asyncio=asyncio)
         self._ws = ws
 
     def __missing__(self, name: str) -> Any:
@@ -77,23 +85,44 @@ class Names(dict[str, Any]):
 
 
 async def _converse(names: Names) -> None:
-    """Reads lines in a thread and carries each out on the loop, until the input ends."""
+    """Reads lines in a thread and carries each out on the loop, until the input ends; or Ctrl-C, when no line works."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     console = _Console(names, loop)
+    name = names["app"].name
 
     def read() -> None:
         try:
-            console.interact(banner=f"piecework: {names['app']!r}; await works, ws is the workspace", exitmsg="")
+            console.interact(banner=f"piecework: app {name!r}; await works, ws is the workspace", exitmsg="")
         finally:
             loop.call_soon_threadsafe(_finish, ended)
 
     # A daemon: one that waits for a line holds up nobody's end.
     threading.Thread(target=read, name="piecework-repl", daemon=True).start()
     try:
-        await ended
+        with _interrupting(console):
+            await ended
     finally:
         console.stop()
+
+
+@contextmanager
+def _interrupting(console: _Console) -> Iterator[None]:
+    """Has Ctrl-C end the line that is under way, and where there is none, whatever it ended before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if not console.interrupt() and callable(before):
+            before(signum, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _finish(ended: asyncio.Future[None]) -> None:
@@ -110,6 +139,20 @@ class _Console(code.InteractiveConsole):
         self._loop = loop
         self._context = contextvars.copy_context()  # in which the workspace is the current one
         self._task: asyncio.Task[Any] | None = None
+        self._calling = False
+
+    def interrupt(self) -> bool:
+        """Ends the line that is under way, by a handler of a signal; answers whether there is one.
+
+        Raises:
+            KeyboardInterrupt: It is in the midst of plain code.
+        """
+        if self._calling:
+            raise KeyboardInterrupt
+        if self._task is None or self._task.done() or self._task.cancelling():
+            return False
+        self._loop.call_soon_threadsafe(self.stop)
+        return True
 
     def stop(self) -> None:
         """Cancels what is under way."""
@@ -132,10 +175,13 @@ class _Console(code.InteractiveConsole):
 
     def _begin(self, line: Callable[[], Any], done: Future[Any]) -> None:
         try:
+            self._calling = True
             value = line()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits for it
             done.set_exception(error)
             return
+        finally:
+            self._calling = False
         if not inspect.iscoroutine(value):
             done.set_result(value)
             return

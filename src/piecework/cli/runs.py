@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from piecework.cli.asking import AsJson, JsonObject, Where, ask
 from piecework.cli.telling import error_text, moment, say, show_fields, show_json, show_table, show_timeline
@@ -13,7 +13,7 @@ from piecework.errors import ExecutionFailedError, InvalidStateError
 runs = App("runs", help="Look at runs, resume and abort them.")
 
 _Where = Annotated[Where | None, Parameter(name="*")]
-_Limit = Annotated[int, Parameter(help="At most so many, up to 1000.")]
+_Limit = Annotated[int, Parameter(help="At most so many, up to 1000.", validator=validators.Number(gte=1, lte=1000))]
 
 
 @runs.command(name="list")

@@ -50,6 +50,7 @@ def list_services(*, client: _Client = False, app: _Named = None, as_json: AsJso
             "client": recipe.client,
         }
         for recipe in named_app(app).services
+        if recipe.name not in _OWN  # in a workspace it is the workspace's own
     ]
     items = sorted((one for one in items if one["client"] or not client), key=lambda one: str(one["name"]))
     if as_json:

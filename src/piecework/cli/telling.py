@@ -33,6 +33,9 @@ _STYLES = {
     "warning": "yellow",
 }
 _PAYLOAD_CHARACTERS = 100
+_NONE = "-"
+_LAST_CHARACTERS = 14  # the last column has long texts, which are still read when they are broken
+_GAP = 2
 # Wider than any line: what is piped into a program is neither wrapped nor cut.
 _ENDLESS = 100_000
 
@@ -48,10 +51,19 @@ def show_json(value: Any) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, nothing: str) -> None:
-    """Prints a table, or `nothing` when there are no rows; the first column is never broken."""
+    """Prints a table, or `nothing` when there are no rows; the first column is never broken.
+
+    On a terminal that is too narrow for its words, each row is printed by itself, its fields beneath each other.
+    """
     listed = [[_cell(value) for value in row] for row in rows]
     if not listed:
         say(nothing)
+        return
+    if not _has_room(columns, listed):
+        for index, row in enumerate(listed):
+            if index:
+                say("")
+            show_fields((column, value) for column, value in zip(columns, row, strict=True) if value.plain != _NONE)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
@@ -59,6 +71,18 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, nothing
     for row in listed:
         table.add_row(*row)
     _print(table)
+
+
+def _has_room(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> bool:
+    """Whether the columns of a table fit beside each other without breaking words; of the last one the most do."""
+    console = Console()
+    if not console.is_terminal:
+        return True
+    cells = [[Text(column), *(row[index] for row in rows)] for index, column in enumerate(columns)]
+    first, *others = ([console.measure(cell) for cell in column] for column in cells)
+    widths = [max(size.maximum for size in first), *(max(size.minimum for size in column) for column in others)]
+    widths[-1] = min(widths[-1], _LAST_CHARACTERS)
+    return sum(widths) + _GAP * (len(widths) - 1) <= console.width
 
 
 def show_fields(fields: Iterable[tuple[str, Any]]) -> None:
@@ -121,8 +145,10 @@ def clean(text: str) -> str:
 
 
 def _cell(value: Any) -> Text:
+    if isinstance(value, Text):
+        return value
     if value is None:
-        return Text("-", style="dim")
+        return Text(_NONE, style="dim")
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         value = ", ".join(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
