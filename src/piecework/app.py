@@ -867,6 +867,7 @@ class App(Declarations):
         stack.callback(signals.emit, signals.NODE_STOPPED, node_id=node.node_id)
         await node.start()
         await parts.bot.start()
+        stack.push_async_callback(parts.bot.stop)
         parts.dispatcher.start()
         parts.retention.start()
         stack.push_async_callback(parts.retention.stop)

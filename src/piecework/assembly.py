@@ -151,7 +151,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         lease_seconds=settings.lease_seconds,
         version=declared.version,
     )
-    bot = jobs.schedules = Bot(declared.jobs, store, node)
+    bot = jobs.schedules = Bot(declared.jobs, store, node, clock)
     executor.attach(node)
     pieces.attach(node)
     intake = Intake(store, kinds, node, declared.bus, clock, settings, deciding=serving)

@@ -65,16 +65,25 @@ def open(app: App, role: str = "node") -> Iterator[Any]:  # noqa: A001 - the wor
 
 
 class _Portal:
-    """An event loop in a thread of its own, and the way there."""
+    """An event loop in a thread of its own, and the way there.
+
+    Attributes:
+        loop: The loop.
+        servants: Those that have not ended.
+        asked: What threads wait for.
+        ending: Whether the loop ends, with every task on it.
+    """
 
     def __init__(self) -> None:
         self._local = threading.local()
-        self._servants: set[_Servant] = set()
+        self.servants: set[_Servant] = set()
+        self.asked: set[Future[Any]] = set()
+        self.ending = False
         self._over: asyncio.Event | None = None
         started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=self._live, args=(started,), name="piecework-blocking", daemon=True)
         self._thread.start()
-        self._loop = started.result()
+        self.loop = started.result()
 
     def call(self, work: Callable[[], Any]) -> Any:
         """Calls a function on the loop, awaits what it returns, and gives that.
@@ -91,14 +100,14 @@ class _Portal:
             )
         servants = self._of_thread()
         if not servants:
-            servants.append(_Servant(self._loop, self._servants))
+            servants.append(_Servant(self))
         return servants[-1].call(work)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """What this thread calls meanwhile is a task of its own, which has the thread's context variables."""
         servants = self._of_thread()
-        servant = _Servant(self._loop, self._servants)
+        servant = _Servant(self)
         servants.append(servant)
         try:
             yield
@@ -108,13 +117,17 @@ class _Portal:
 
     def stop(self) -> None:
         """Ends the loop and its thread."""
-        for servant in tuple(self._servants):
+        for servant in tuple(self.servants):
             servant.end()
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._end)
+            self.loop.call_soon_threadsafe(self._end)
         while self._thread.is_alive():
             with suppress(KeyboardInterrupt):  # what is being closed is closed to its end
                 self._thread.join()
+        # Of a thread that asked meanwhile nobody has heard; from here on who asks is refused.
+        for future in tuple(self.asked):
+            if not future.done():
+                future.set_exception(_closed())
 
     def _of_thread(self) -> list[_Servant]:
         found: list[_Servant] | None = getattr(self._local, "servants", None)
@@ -133,29 +146,31 @@ class _Portal:
 
     def _end(self) -> None:
         assert self._over is not None
+        self.ending = True
         self._over.set()
 
 
 class _Servant:
     """One task on the loop that does what a thread asks, one after the other."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, servants: set[_Servant]) -> None:
-        self._loop = loop
-        self._servants = servants
+    def __init__(self, portal: _Portal) -> None:
+        self._portal = portal
+        self._loop = portal.loop
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]] | None] = deque()
         self._wanted: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._now: Future[Any] | None = None
         self._interrupted = False
         self._missed: asyncio.CancelledError | None = None
-        servants.add(self)
+        portal.servants.add(self)
         self._tell(functools.partial(self._start, contextvars.copy_context()))
 
     def call(self, work: Callable[[], Any]) -> Any:
         """Has it done and waits; Ctrl-C cancels it, and is raised when it has ended."""
         future: Future[Any] = Future()
-        self._tell(lambda: self._put((work, future)))
+        self._portal.asked.add(future)
         try:
+            self._tell(lambda: self._put((work, future)))
             return future.result()
         except KeyboardInterrupt:
             if future.done():
@@ -165,10 +180,12 @@ class _Servant:
                 with suppress(KeyboardInterrupt):  # it is being cancelled, and its end is waited for
                     wait((future,))
             raise
+        finally:
+            self._portal.asked.discard(future)
 
     def end(self) -> None:
         """Lets the task end when it has nothing more to do."""
-        self._servants.discard(self)
+        self._portal.servants.discard(self)
         with suppress(ClosedError):
             self._tell(lambda: self._put(None))
 
@@ -176,7 +193,7 @@ class _Servant:
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError as error:
-            raise ClosedError("the app was closed: use it inside `with piecework.blocking.open(app):`") from error
+            raise _closed() from error
 
     def _start(self, context: contextvars.Context) -> None:
         self._task = self._loop.create_task(self._serve(), name="piecework-blocking", context=context)
@@ -199,7 +216,8 @@ class _Servant:
                 result = await self._do(work)
             except BaseException as error:  # noqa: BLE001 - raised where the caller waits
                 self._done()
-                future.set_exception(error)
+                over = self._portal.ending and isinstance(error, asyncio.CancelledError)
+                future.set_exception(_closed() if over else error)
             else:
                 self._done()
                 future.set_result(result)
@@ -210,6 +228,8 @@ class _Servant:
             try:
                 await self._wanted
             except asyncio.CancelledError as error:
+                if self._portal.ending:
+                    return None
                 # A time limit that the thread has entered is over, while the thread does something else: its next
                 # call is told. An interrupt came when its call had just ended: nothing is left of it to cancel.
                 if not self._forget_interrupt():
@@ -329,6 +349,10 @@ def _call(portal: _Portal, fn: Callable[..., Any], args: tuple[Any, ...], kwargs
     places = [_unwrap(value) for value in args]
     names = {name: _unwrap(value) for name, value in kwargs.items()}
     return _wrap(portal.call(lambda: fn(*places, **names)), portal)
+
+
+def _closed() -> ClosedError:
+    return ClosedError("the app was closed: use it inside `with piecework.blocking.open(app):`")
 
 
 def _held(value: Any) -> tuple[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -264,3 +265,16 @@ async def test_a_client_keeps_no_schedule(make_app, clock, ticks, store):
     """Schedules are kept by nodes: without one no run is queued."""
     async with make_app(clock=clock), ticking(make_app, clock, ticks).open(role="client") as client:
         assert await client.runtime.list_all_runs() == []
+
+
+@pytest.mark.covers("N168")
+async def test_a_time_that_an_older_node_took_does_not_end_the_schedule(make_app, clock, ticks):
+    """A run that a node left out which knew the job without its schedule is followed by another one all the same."""
+    async with ticking(make_app, clock, ticks) as app:
+        job = app.bot._definitions["tick"]
+        app.bot._definitions["tick"] = replace(job, cron=None)  # as a node of the version before knows it
+        await clock.advance(MINUTE)
+        await settled(app, 1)
+        assert await app.store.read("scheduled_runs", {"trigger_id": TRIGGER}, _run()) == []
+        app.bot._definitions["tick"] = job
+        await ticks.reach(1)

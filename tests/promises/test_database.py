@@ -386,6 +386,34 @@ async def test_a_value_that_does_not_fit_leaves_a_transaction_as_it_is(db):
 
 
 @pytest.mark.engines("postgres")
+@pytest.mark.covers("N209")
+async def test_a_nul_in_a_condition_leaves_a_transaction_as_it_is(db):
+    """A text that PostgreSQL cannot compare with is refused before it breaks the transaction that asks."""
+    async with db.transaction():
+        for condition in ({"name": "A\0da"}, {"name__in": ["A\0da"]}, {"name__contains": "\0"}):
+            with pytest.raises(ValidationError, match="NUL"):
+                await db.users.where(condition).count()
+        await db.users.insert(name="Bob")
+    assert await names(db.users) == ["Bob"]
+
+
+@pytest.mark.covers("W111")
+async def test_a_condition_is_not_cut_to_its_column(db):
+    """A value that is longer or finer than its column takes finds what it equals: nothing, not what is left of it."""
+    await db.run("create table codes (id integer primary key, code varchar(3), price numeric(10, 2))")
+    await db.codes.insert(id=1, code="abc", price=Decimal("2.00"))
+    for condition in (
+        {"code": "abcdef"},
+        {"code__in": ["abcdef"]},
+        {"price": Decimal("1.999")},
+        {"price__in": [Decimal("1.999")]},
+        {"price__gt": Decimal("1e9")},
+    ):
+        assert await db.codes.where(condition).count() == 0
+    assert await db.codes.where(code__in=["abc"], price__gt=Decimal("1.999"), price__lt=Decimal("1e9")).count() == 1
+
+
+@pytest.mark.engines("postgres")
 async def test_a_list_for_a_column_of_arrays_is_told(db):
     """A list is any of its values, also for a column of arrays, where that cannot be asked: it is refused."""
     await db.run("create table tagged (id serial primary key, tags text[])")

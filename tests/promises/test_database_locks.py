@@ -8,8 +8,10 @@ from asyncio.subprocess import PIPE
 
 import pytest
 
-from piecework.errors import DeadlockError, TimeoutExceededError, ValidationError
+from piecework.errors import DatabaseError, DeadlockError, TimeoutExceededError, ValidationError
+from piecework.services import advisory
 from piecework.services.database import Database
+from piecework.services.postgres import PostgresSession
 from piecework.services.tables import WorkspaceDatabase
 
 HOLDER = """
@@ -233,3 +235,52 @@ async def test_no_file_is_left_of_a_lock(db, tmp_path):
     async with db.lock("digest"):
         assert len(list((tmp_path / "app.db-locks").iterdir())) == 1
     assert list((tmp_path / "app.db-locks").iterdir()) == []
+
+
+@pytest.mark.covers("W39")
+async def test_who_gives_a_lock_back_may_ask_for_it_again_at_once(db, rooms):
+    """Who asks before the next in turn has woken waits in turn."""
+    async with db.lock("digest"):
+        waiting = asyncio.ensure_future(rooms.visit(db, "digest", "waits"))
+        await asyncio.sleep(0)
+    await rooms.visit(db, "digest", "again")
+    await waiting
+    assert (rooms.order, rooms.most) == (["waits", "again"], 1)
+
+
+@pytest.mark.covers("W115")
+@pytest.mark.parametrize("url", ["sqlite:///{}/nowhere/app.db", "postgresql://nobody@127.0.0.1:1/app"])
+async def test_a_lock_where_there_is_no_database_is_told(tmp_path, url):
+    """A lock of a database that cannot be reached fails as a statement does, in our words."""
+    database = Database(url.format(tmp_path))
+    db = WorkspaceDatabase(database, closed=lambda: False, workspace_id="here")
+    with pytest.raises(DatabaseError, match="lock 'digest'"):
+        async with db.lock("digest"):
+            pass
+    await database.close()
+
+
+@pytest.mark.engines("postgres")
+@pytest.mark.covers("W115")
+async def test_a_server_that_says_nothing_holds_nobody_for_ever(postgres_url, monkeypatch):
+    """Where the server does not answer any more, taking a lock and giving one back come to an end, and say so."""
+    monkeypatch.setattr(advisory, "ANSWER_SECONDS", 0.1)
+    database = Database(postgres_url)
+    db = WorkspaceDatabase(database, closed=lambda: False, workspace_id="here")
+
+    async def nothing(session, statement, params=None):
+        gone = asyncio.Event()
+        session._connection.add_termination_listener(lambda _: gone.set())
+        await gone.wait()
+        raise ConnectionError("the connection was cut")
+
+    with pytest.raises(DatabaseError, match="was lost while it was held"):
+        async with db.lock("digest"):
+            monkeypatch.setattr(PostgresSession, "execute", nothing)
+    with pytest.raises(DatabaseError, match="lock 'digest'"):
+        async with db.lock("digest"):
+            pass
+    monkeypatch.undo()
+    async with db.lock("digest"):
+        pass
+    await database.close()

@@ -615,6 +615,28 @@ def test_the_guide_has_the_tables_definition():
 
 
 @pytest.mark.covers("N187")
+async def test_a_row_that_cannot_be_read_holds_up_no_other(make, clock, told, monkeypatch):
+    """A row whose text is no JSON object is refused by itself; the others are relayed."""
+    with monkeypatch.context() as patch:
+        left_behind(patch)
+        async with make(clock=clock) as app:
+            await with_orders(app)
+            async with app.workspace() as ws:
+                for n in range(2):
+                    async with ws.database.transaction():
+                        await ws.enqueue_job("note", n=n)
+                await (await ws.database.piecework_outbox.first()).update(told="{oops")
+    async with make(clock=clock) as app:
+        await until(lambda: told)
+        async with asyncio.timeout(LIMIT):
+            while len(await rows(app)) > 1:
+                await asyncio.sleep(0)
+        (row,) = await rows(app)
+        assert (row.attempts, "no JSON object" in row.error) == (1, True)
+        assert len(await runs(app)) == 1
+
+
+@pytest.mark.covers("N187")
 async def test_doctor_counts_what_waits_and_what_is_dead(make, app_database, monkeypatch):
     """`piecework doctor` tells how many rows wait and how many are dead; what is dead is a warning."""
     left_behind(monkeypatch)

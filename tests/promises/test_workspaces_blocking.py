@@ -124,6 +124,29 @@ def test_misuse_is_refused(plain):
     assert not [thread for thread in threading.enumerate() if thread.name == "piecework-blocking"]
 
 
+@pytest.mark.covers("W117")
+def test_a_thread_that_asks_while_the_app_is_closed_is_told(plain):
+    """A thread that goes on using the app while another one closes it is refused, and never waits for ever."""
+    told, started = [], threading.Event()
+
+    def use(app):
+        try:
+            while True:
+                started.set()
+                assert app.name == "plain"
+        except ClosedError as error:
+            told.append(error)
+
+    with piecework.blocking.open(plain) as app:
+        threads = [threading.Thread(target=use, args=(app,), daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        started.wait()
+    for thread in threads:
+        thread.join(20)
+    assert len(told) == 4
+
+
 PROGRAM = """
 import asyncio, sys
 import piecework.blocking

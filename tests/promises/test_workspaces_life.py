@@ -358,6 +358,23 @@ async def test_who_gives_up_waiting_leaves_no_place_behind(make_app):
         assert app.workspaces.open == 0
 
 
+@pytest.mark.covers("W83")
+async def test_who_gives_up_as_a_place_comes_free_is_cancelled(make_app):
+    """Who is cancelled in the very turn in which a place comes free is cancelled, and the next in line gets it."""
+    async with make_app(settings=Settings(workspaces_limit=1)) as app:
+        release = asyncio.Event()
+        holder = asyncio.ensure_future(app.run_in_new_workspace(release.wait))
+        await asyncio.sleep(0)
+        waiting = [asyncio.ensure_future(_in_context(app)) for _ in range(2)]
+        while app.workspaces.waiting < 2:
+            await asyncio.sleep(0)
+        release.set()
+        waiting[0].cancel()
+        results = await asyncio.gather(holder, *waiting, return_exceptions=True)
+        assert (type(results[1]), results[2]) == (asyncio.CancelledError, 1)
+        assert app.workspaces.open == app.workspaces.waiting == 0
+
+
 async def _in_context(app):
     return await app.run_in_new_workspace(lambda: 1)
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import ClosedError, DatabaseError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from piecework.services.session import Backend, Session
+
+ANSWER_SECONDS = 5
+"""How long the server may take to answer, since nobody who waits for a lock can be cancelled meanwhile."""
 
 
 class AdvisoryLocks:
@@ -47,7 +53,7 @@ class AdvisoryLocks:
         """
         async with self._turn:
             session = self._held.pop(name, None)
-            if session is not None and (session.lost or not await self._ask(session, "pg_advisory_unlock", name)):
+            if session is not None and not await self._unlock(session, name):
                 raise DatabaseError(
                     f"lock {name!r} was lost while it was held: the connection to {self._backend.url} ended, so "
                     "another process may have had it too; look at what was done under it",
@@ -72,7 +78,9 @@ class AdvisoryLocks:
             )
         )
         async with self._turn:
-            answer = await (await self._connected()).execute(found)
+            session = await self._connected()
+            with _cut_when_silent(session):
+                answer = await session.execute(found)
         words = [f"{application or 'a session'} (PostgreSQL's pid {pid})" for application, pid in answer.rows]
         return ", ".join(words) or "another process"
 
@@ -92,11 +100,32 @@ class AdvisoryLocks:
             self._session = await self._backend.connect()
         return self._session
 
+    async def _unlock(self, session: Session, name: str) -> bool:
+        if session.lost:
+            return False
+        try:
+            return bool(await self._ask(session, "pg_advisory_unlock", name))
+        except Exception:
+            if session.lost:
+                return False
+            raise
+
     async def _ask(self, session: Session, function: str, name: str) -> Any:
         import sqlalchemy as sa
 
         call = getattr(sa.func, function)(sa.literal(_key(name), sa.BigInteger()), type_=sa.Boolean())
-        return (await session.execute(sa.select(call.label("done")))).rows[0][0]
+        with _cut_when_silent(session):
+            return (await session.execute(sa.select(call.label("done")))).rows[0][0]
+
+
+@contextmanager
+def _cut_when_silent(session: Session) -> Iterator[None]:
+    """Ends a session whose server does not answer: what is asked of it in the body fails then."""
+    timer = asyncio.get_running_loop().call_later(ANSWER_SECONDS, session.abandon)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _key(name: str) -> int:

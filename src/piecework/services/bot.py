@@ -2,11 +2,13 @@
 
 So the next time is durable, a node wakes for it as for any run, and of several nodes one has it. It puts the run after
 it there, under a key that the store takes once: for `overlap="allow"` when it begins, else before it ends. What was cut
-off by a crash runs again and does the same. A node that starts sees to it that there is such a run.
+off by a crash runs again and does the same. A node sees to it that there is such a run at its start, and now and then:
+a node with another version of the app may have taken the run, and left it out.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from piecework.clock import SECOND, as_datetime
+from piecework.errors import ClosedError, describe
 from piecework.ids import new_id
 from piecework.run.folds import decide_enqueue
 from piecework.run.lifecycle import Status
@@ -23,15 +26,20 @@ from piecework.services.job import KIND, Done, offered_jobs
 from piecework.store.items import Enqueue
 from piecework.store.records import Run
 from piecework.store.verbs.runs import enqueue
+from piecework.telemetry import signals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from piecework.clock import Clock
     from piecework.run.cron import Cron
     from piecework.run.node import Node
     from piecework.services.declared_job import JobDefinition
     from piecework.services.job import Verdict
     from piecework.store.contract import Store
+
+LOOK_SECONDS = 60.0
+"""How often a node looks whether a scheduled job has lost its next run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,23 +74,46 @@ class Bot:
         definitions: The jobs, by name.
         store: Open.
         node: Commits, and tells the time.
+        clock: Sleeps between looks.
     """
 
-    def __init__(self, definitions: Mapping[str, JobDefinition], store: Store, node: Node) -> None:
+    def __init__(self, definitions: Mapping[str, JobDefinition], store: Store, node: Node, clock: Clock) -> None:
         self._definitions = definitions
         self._store = store
         self._node = node
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Sees to it that each scheduled job has a run for its next time."""
+        """Sees to it that each scheduled job has a run for its next time, from now on."""
+        if any(job.cron is not None for job in self._definitions.values()):
+            await self.look()
+            self._task = asyncio.create_task(self._run(), name="piecework-bot")
+
+    async def stop(self) -> None:
+        """Looks no more. Stopping twice, or before the start, is harmless."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def look(self) -> None:
+        """Gives each scheduled job that has none a run for its next time."""
         scheduled = {name: job for name, job in self._definitions.items() if job.cron is not None}
-        if not scheduled:
-            return
         armed = {(run.workflow_id, run.version) for run in await self._queued()}
         for name, job in scheduled.items():
             assert job.cron is not None
             if (name, job.cron.text) not in armed:
                 await self._arm(job, job.cron, job.cron.following(self._node.now()))
+
+    async def _run(self) -> None:
+        while True:
+            await self._clock.sleep(LOOK_SECONDS)
+            try:
+                await self.look()
+            except ClosedError:
+                return
+            except Exception as error:  # noqa: BLE001 - shown, and tried again
+                signals.emit(signals.NODE_TROUBLE, level="error", what="looking after schedules", error=describe(error))
 
     async def jobs(self) -> list[JobRecord]:
         """All jobs that are declared here or that a living node offers, by their names."""

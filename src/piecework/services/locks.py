@@ -24,6 +24,9 @@ FIRST_TRY_AGAIN_SECONDS = 0.01
 TRY_AGAIN_SECONDS = 0.1
 """How often a lock that another process holds is asked for."""
 
+LOOK_SECONDS = 1
+"""How long it may take to find out who has a lock that did not come in time."""
+
 
 class External(Protocol):
     """What excludes other processes, and goes when this one does."""
@@ -160,6 +163,8 @@ class Locks:
         while slot.queue:
             slot.holder, turn = slot.queue.popleft()
             if not turn.done():
+                if slot.holder.task is not None:
+                    self._awaited.pop(slot.holder.task, None)  # at once: one that holds what it awaits is a circle
                 turn.set_result(None)
                 return
         del self._slots[name]
@@ -175,7 +180,7 @@ class Locks:
 
     async def _late(self, name: str, me: Hold, timeout_seconds: float) -> TimeoutExceededError:
         slot = self._slots.get(name)
-        holder = await self._external.holder(name) if slot is None else slot.holder.words
+        holder = await self._elsewhere(name) if slot is None else slot.holder.words
         return TimeoutExceededError(
             f"lock {name!r} did not come free for {me.words} in {timeout_seconds:g} s: held by {holder}. Wait for "
             "longer with timeout_seconds, or hold it for less",
@@ -183,6 +188,13 @@ class Locks:
             holder=holder,
             waiter=me.words,
         )
+
+    async def _elsewhere(self, name: str) -> str:
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                return await self._external.holder(name)
+        except Exception:  # noqa: BLE001 - that it did not come in time is what is told
+            return "another process"
 
 
 class LockScope:
@@ -202,14 +214,22 @@ class LockScope:
 
     async def __aenter__(self) -> None:
         self._access.check_open()
-        self._hold = await self._access.database.locks.acquire(self._access, self._name, self._timeout_seconds)
+        database = self._access.database
+        try:
+            self._hold = await database.locks.acquire(self._access, self._name, self._timeout_seconds)
+        except Exception as error:  # noqa: BLE001 - explain() raises it again, in our words
+            database.explain(error, "lock", repr(self._name))
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         hold, self._hold = self._hold, None
         assert hold is not None, "entered once, left once"
-        await self._access.database.locks.release(self._name, hold)
+        database = self._access.database
+        try:
+            await database.locks.release(self._name, hold)
+        except Exception as failure:  # noqa: BLE001 - explain() raises it again, in our words
+            database.explain(failure, "give back lock", repr(self._name))
 
 
 def _deadlock(name: str, holder: Hold, waiter: Hold, why: str) -> DeadlockError:

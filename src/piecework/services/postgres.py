@@ -338,7 +338,11 @@ class Plan:
     def arguments(self, params: Mapping[str, Any]) -> list[Any]:
         """The values in the order of their places."""
         values = ((params.get(name, default), encode) for name, default, encode in self._binds)
-        return [value if encode is None else encode(value) for value, encode in values]
+        found = [value if encode is None else encode(value) for value, encode in values]
+        if any(_has_nul(value) for value in found):
+            # The server would say so, too; but to a transaction that it then takes no more statements for.
+            raise ValidationError("a text has a NUL character in it, which PostgreSQL cannot store or compare with")
+        return found
 
     def answer(self, records: list[Any]) -> Answer:
         """What the records are."""
@@ -369,6 +373,12 @@ def _make_dialect() -> sa.Dialect:
     from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
     return PGDialect_asyncpg(dbapi=PGDialect_asyncpg.import_dbapi())  # type: ignore[no-untyped-call]  # SQLAlchemy's
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    return isinstance(value, list) and any(isinstance(item, str) and "\0" in item for item in value)
 
 
 def _as_it_is(value: Any) -> Any:

@@ -237,6 +237,10 @@ class Relay:
             PieceworkError: It was not taken.
         """
         told = dict(intent.told)
+        if not told:
+            raise ValidationError(
+                f"row {intent.row_id} of {TABLE} has no JSON object in `told`: put it right, or delete the row"
+            )
         if intent.kind == EVENT:
             await self._doors.publish(told["type"], told["payload"], id=told["id"], space=told["space"])
         elif intent.kind == JOB:
@@ -254,9 +258,7 @@ class Relay:
         asked = {"now": self._now(), "row_limit": _AT_ONCE}
         answer = await database.execute(outbox_rows.DUE, asked, verb="relay", table=TABLE, holder="the outbox")
         return [
-            Intent(
-                row_id=row_id, transaction_id=which, position=place, kind=kind, told=json.loads(told), attempts=tried
-            )
+            Intent(row_id=row_id, transaction_id=which, position=place, kind=kind, told=_read(told), attempts=tried)
             for row_id, which, place, kind, told, tried in answer.rows
             if place > self._relayed.get(which, -1)
         ]
@@ -336,6 +338,15 @@ class Relay:
 def _task(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
     """A task of the relay's own: it knows nothing of the workspace in which somebody happened to commit."""
     return asyncio.get_running_loop().create_task(work, name=name, context=Context())
+
+
+def _read(told: str) -> Mapping[str, Any]:
+    """What a row says; nothing where it cannot be read, so that it is refused by itself and holds up no other."""
+    try:
+        found = json.loads(told)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _bundled(rows: Sequence[Intent]) -> dict[str, list[Intent]]:

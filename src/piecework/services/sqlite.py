@@ -68,6 +68,8 @@ class SqliteBackend:
     def kind_of(self, error: Exception) -> tuple[str, str]:
         """What an error of the driver means, and what to do about it."""
         name = getattr(error, "sqlite_errorname", "")
+        if isinstance(error, OSError):  # of the files of locks, beside it
+            return "trouble", "does its folder exist, and may this process write there?"
         if name in {"SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_ROWID"}:
             return "duplicate", ""
         if not name or name.startswith(("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")):

@@ -186,7 +186,7 @@ class Conditions:
             return [item for item in _listed(value, asked) if item is not None]
 
         if self.dialect == "postgresql":
-            inside = column == sa.any_(self._bind(place, ARRAY(column.type), present))
+            inside = column == sa.any_(self._bind(place, ARRAY(_unlimited(column.type)), present))
         else:
             inside = column.in_(self._bind(place, column.type, present, expanding=True))
         if not negative:
@@ -208,7 +208,18 @@ class Conditions:
     def _bind(self, place: int, kind: Any, read: Callable[[Any], Any], *, expanding: bool = False) -> Any:
         name = f"p{place}"
         self.readers[place] = (name, read)
+        if self.dialect == "postgresql":
+            kind = _unlimited(kind)
         return sa.bindparam(name, type_=kind, expanding=expanding)
+
+
+def _unlimited(kind: Any) -> Any:
+    """A type without its length or precision: a value that is cast to those becomes another one, and finds its rows."""
+    if isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float) and kind.precision is not None:
+        return sa.Numeric() if kind.asdecimal else sa.Numeric(asdecimal=False)
+    if isinstance(kind, sa.String) and not isinstance(kind, sa.Enum) and kind.length is not None:
+        return sa.String()
+    return kind
 
 
 def _same(value: Any) -> Any:

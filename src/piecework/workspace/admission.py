@@ -141,7 +141,8 @@ class Workspaces:
             if future.done() and not future.cancelled():
                 self.leave(ws, above)  # the place came together with the end of the waiting
             else:
-                self.queue.remove(entry)
+                if entry in self.queue:  # not when a place came free after the cancel, and passed this one by
+                    self.queue.remove(entry)
                 self._forget_below(above)
                 self._hand_on()
             if isinstance(error, TimeoutError) and limit.expired():
