@@ -17,6 +17,7 @@ import contextvars
 import functools
 import inspect
 import threading
+import weakref
 from collections import deque
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
@@ -100,7 +101,10 @@ class _Portal:
             )
         servants = self._of_thread()
         if not servants:
-            servants.append(_Servant(self))
+            servant = _Servant(self)
+            servants.append(servant)
+            # It goes with its thread: a server may make one for each request.
+            weakref.finalize(servants, servant.end).atexit = False
         return servants[-1].call(work)
 
     @contextmanager
@@ -129,10 +133,10 @@ class _Portal:
             if not future.done():
                 future.set_exception(_closed())
 
-    def _of_thread(self) -> list[_Servant]:
-        found: list[_Servant] | None = getattr(self._local, "servants", None)
+    def _of_thread(self) -> _Servants:
+        found: _Servants | None = getattr(self._local, "servants", None)
         if found is None:
-            found = self._local.servants = []
+            found = self._local.servants = _Servants()
         return found
 
     def _live(self, started: Future[asyncio.AbstractEventLoop]) -> None:
@@ -252,6 +256,12 @@ class _Servant:
         if interrupted and self._task is not None:
             self._task.uncancel()
         return interrupted
+
+
+class _Servants(list[_Servant]):
+    """Those of one thread, the innermost last; gone with it."""
+
+    __slots__ = ("__weakref__",)
 
 
 class _Blocking:

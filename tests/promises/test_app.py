@@ -11,6 +11,7 @@ import pytest
 import piecework
 from piecework import App, Service, Settings, Stage, Workflow, pause
 from piecework.errors import (
+    ClosedError,
     DuplicateKeyError,
     InvalidStateError,
     SchemaVersionError,
@@ -190,6 +191,17 @@ async def test_state_that_cannot_be_stored_fails_the_run(make_app):
         result = await ended(app, await app.publish("go"))
         assert result.error.code == "VALIDATION_ERROR"
         assert (await app.runtime.get(result.metadata.run_id)).status == "failed"
+
+
+async def test_what_was_closed_is_as_what_was_never_opened(make_app):
+    """An app that was closed opens no workspace and has no parts; opened again, it has them again."""
+    app = make_app()
+    for _ in range(2):
+        async with app:
+            assert await app.run_in_new_workspace(lambda ws: ws.closed) is False
+        for use in (app.workspace, lambda: app.settings, lambda: app.supervisor, lambda: app.container):
+            with pytest.raises(ClosedError, match="is not open"):
+                use()
 
 
 @pytest.mark.covers("N39")

@@ -203,6 +203,26 @@ async def test_an_aborted_time_is_left_out(make_app, clock, ticks):
 
 
 @pytest.mark.engines("sqlite")
+async def test_an_abort_that_crosses_the_beginning_holds(make_app, clock, ticks, monkeypatch):
+    """A run that is aborted after its claim, while the next time is put into the store, calls no function."""
+    async with ticking(make_app, clock, ticks, overlap="allow") as app:
+        (run,) = await scheduled(app)
+        begins = app.bot.begins
+
+        async def crossed(claimed):
+            verdict = await begins(claimed)
+            if claimed.run_id == run.run_id:
+                assert await app.runtime.abort(run.run_id)
+            return verdict
+
+        monkeypatch.setattr(app.bot, "begins", crossed)
+        await ticks.reach(1)
+        (ended,) = [one for one in await settled(app, 1) if one.run_id == run.run_id]
+        assert ended.status == "aborted"
+    assert ticks.times[0] // MINUTE == 2
+
+
+@pytest.mark.engines("sqlite")
 @pytest.mark.covers("N168")
 async def test_a_changed_schedule(make_app, clock, ticks):
     """A job with another schedule runs by the new one; what was queued by the old one is left out and says why."""

@@ -219,6 +219,54 @@ async def test_after_rollback_is_after_the_rollback_of_it_or_one_around_it(db):
     assert len(told) == 2
 
 
+async def test_what_fails_after_a_rollback_hides_nothing(db):
+    """A callback that fails after a rollback is a note on why it was rolled back: the body's error, or the commit's."""
+
+    def fail():
+        raise Oops("the callback")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with db.transaction() as transaction:
+            transaction.after_rollback(fail)
+            raise ZeroDivisionError
+    assert "Oops: the callback" in caught.value.__notes__[0]
+    await db.run(
+        "create table links (id integer primary key, next integer references links (id) deferrable initially deferred)"
+    )
+    with pytest.raises(ValidationError, match="commit") as refused:
+        async with db.transaction() as transaction:
+            transaction.after_rollback(fail)
+            await db.links.insert(id=1, next=7)
+    assert "Oops: the callback" in refused.value.__notes__[0]
+
+
+async def test_what_fails_after_a_rollback_leaves_no_other_transaction_open(users_app):
+    """A workspace that is closed rolls back every transaction left open in it, also when a callback of one fails."""
+    inside = asyncio.Event()
+
+    def fail():
+        raise Oops
+
+    async def outlive(ws):
+        async with ws.database.transaction():
+            await ws.database.users.insert(name="Ada")
+            async with ws.database.transaction() as inner:
+                inner.after_rollback(fail)
+                inside.set()
+                await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with users_app.workspace() as ws:
+            task = asyncio.ensure_future(outlive(ws))
+            await inside.wait()
+    assert caught.group_contains(Oops)
+    database = await users_app.container.require(Database)
+    assert database.pool.status.leased == 0
+    assert await users_app.run_in_new_workspace(count) == 0
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 async def test_a_cancel_rolls_back_and_leaves_the_connection_clean(db, nested):
     """Who is cancelled inside a transaction has undone it when it goes, and its connection is as good as new."""

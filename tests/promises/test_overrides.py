@@ -7,7 +7,7 @@ import pytest
 from piecework import Service
 from piecework.errors import ClosedError, NotFoundError, ValidationError
 from piecework.services.job import Done, GaveUp
-from piecework.workspace.workspace import open_workspace
+from piecework.workspace.calls import open_workspace
 
 from .flows import ended, flow, keep
 

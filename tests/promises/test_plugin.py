@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
+
+from piecework.testing.plugin import _Templates
 
 APP = """
 import sqlite3
@@ -45,6 +48,21 @@ def run(folder, text, *options, app=APP, ini="piecework_app = shop:app", **env):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "TMPDIR": str(folder), **env}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=28, check=False, env=environment)
     return done.stdout + done.stderr
+
+
+def test_templates_that_cannot_be_removed_hold_nobody_up():
+    """Where what is left at the end of a session cannot be removed, that is told, and no thread goes on."""
+
+    class Gone:
+        async def close(self):
+            raise OSError("the server is gone")
+
+    before = set(threading.enumerate())
+    templates = _Templates()
+    templates._of["app"] = Gone()
+    with pytest.raises(OSError, match="the server is gone"):
+        templates.close()
+    assert set(threading.enumerate()) == before
 
 
 @pytest.mark.covers("W55")

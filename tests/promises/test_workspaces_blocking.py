@@ -55,6 +55,20 @@ def test_the_app_can_be_used_without_await(opened, plain):
     assert opened.runtime.list_all_runs() == []
 
 
+def test_threads_that_have_ended_leave_nothing(opened):
+    """A server may use a thread for each request: what served one is gone from the app's loop when it has ended."""
+
+    async def tasks():
+        return len([task for task in asyncio.all_tasks() if task.get_name() == "piecework-blocking"])
+
+    before = opened.run_in_new_workspace(tasks)
+    for _ in range(5):
+        thread = threading.Thread(target=lambda: opened.settings)
+        thread.start()
+        thread.join()
+    assert opened.run_in_new_workspace(tasks) == before
+
+
 @pytest.mark.covers("W117")
 def test_functions_get_workspaces_of_the_same_kind(opened):
     """Plain functions that are given to a blocking app get a workspace without `await`; async ones the usual one."""

@@ -62,6 +62,13 @@ async def test_what_it_publishes_is_published(app):
     assert (await app.publish("told", {"number": 7}, id="told-7")).event_id == "told-7"
 
 
+async def test_it_may_wait_for_jobs_and_notify(app):
+    """A function in a process of its own gets what a job returned, and what it has people told is kept."""
+    new = app.workspace(isolation="process")
+    assert await new.run(calls.wait_for_a_job, 4) == 8
+    assert await new.run(calls.notify, "ada@example.org")
+
+
 async def test_its_errors_are_told(app):
     """What a function raises over there comes back as RemoteError with its type and its traceback."""
     with pytest.raises(RemoteError, match="by nothing") as caught:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from piecework.app import App, default_store
+from piecework.app import App
 from piecework.config import Settings, tool_setting
+from piecework.configured import default_store
 from piecework.desk import Desk
 from piecework.importing import app_name, load_app
 from piecework.run.link import LinkClient

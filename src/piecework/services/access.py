@@ -140,10 +140,20 @@ class Access:
             )
 
     async def close(self) -> None:
-        """Rolls back the transactions that are still open."""
+        """Rolls back the transactions that are still open.
+
+        Raises:
+            ExceptionGroup: Callbacks of theirs raised; all of them are rolled back.
+        """
+        errors: list[Exception] = []
         for transaction in list(self.transactions):
             for one in reversed(transaction.savepoints()):  # the innermost first: it has the turn of those around it
-                await one.finish(keep=False)
+                try:
+                    await one.finish(keep=False)
+                except ExceptionGroup as failed:
+                    errors += failed.exceptions
+        if errors:
+            raise ExceptionGroup(f"after transactions of {self.who} were rolled back", errors)
 
 
 def current_id() -> str:

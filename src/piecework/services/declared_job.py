@@ -29,8 +29,8 @@ from piecework.run.schedule import Missed, Overlap
 from piecework.services.arguments import Arguments
 from piecework.services.job import Again, Done, GaveUp
 from piecework.store.values import check_identifier, encode
+from piecework.workspace.calls import open_workspace
 from piecework.workspace.inject import call_injected
-from piecework.workspace.workspace import open_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

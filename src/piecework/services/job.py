@@ -252,10 +252,9 @@ class Jobs:
         await self._commit(run, verdict)
 
     async def _attempt(self, run: Run, attempt: Attempt) -> Verdict:
-        reason = self._node().abort_reason(run)
-        if reason is not None:
-            return GaveUp(CrashedError(f"job {run.run_id} was aborted: {reason}"))
-        early = None if self.schedules is None else await self.schedules.begins(run)
+        early: Verdict | None = self._aborted(run)
+        if early is None and self.schedules is not None:
+            early = await self.schedules.begins(run) or self._aborted(run)  # it may have been aborted meanwhile
         if early is not None:
             return early
         task = asyncio.ensure_future(self._call(run, attempt))
@@ -273,6 +272,10 @@ class Jobs:
         if task.cancelled():
             return GaveUp(CrashedError(f"job {run.run_id} was aborted"))
         return task.result()
+
+    def _aborted(self, run: Run) -> GaveUp | None:
+        reason = self._node().abort_reason(run)
+        return None if reason is None else GaveUp(CrashedError(f"job {run.run_id} was aborted: {reason}"))
 
     async def _call(self, run: Run, attempt: Attempt) -> Verdict:
         try:

@@ -17,7 +17,7 @@ from piecework.errors import DatabaseError, TransactionClosedError
 from piecework.services.finishing import finished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
     import sqlalchemy as sa
@@ -244,7 +244,8 @@ class Transaction:
         """Has a plain function called when this transaction, or one around it, was rolled back.
 
         Args:
-            fn: Without arguments; it is called once, outside of the transaction.
+            fn: Without arguments; it is called once, outside of the transaction. What it raises is written onto the
+                error that the transaction was rolled back for, as a note.
 
         Raises:
             TransactionClosedError: It has ended.
@@ -274,6 +275,7 @@ class Transaction:
         Raises:
             TransactionClosedError: It was ended underneath.
             DatabaseError: It could not be committed, and was undone.
+            ExceptionGroup: It was rolled back as it was to be, and callbacks raised.
         """
         failure: Exception | None = None
         async with self._turn:  # what is under way in other tasks comes to its end first
@@ -291,13 +293,23 @@ class Transaction:
                 kept = False
             finally:
                 self._leave()
-        if not kept:
-            _call_all(self._undoing, f"after the {self.words} was rolled back")
-        if failure is not None:
-            self.access.database.explain(failure, "commit", "")
-        if keep:
-            self._check_whole()
+        errors = [] if kept else _failures(self._undoing)
+        try:
+            if failure is not None:
+                self.access.database.explain(failure, "commit", "")
+            if keep:
+                self._check_whole()
+        except Exception as error:
+            self.note(error, errors)
+            raise
+        if errors:
+            raise ExceptionGroup(f"after the {self.words} was rolled back", errors)
         return self._passed_on() if kept else []
+
+    def note(self, error: BaseException, others: Iterable[Exception]) -> None:
+        """Writes onto why it was rolled back what callbacks raised afterwards."""
+        for other in others:
+            error.add_note(f"and, after the {self.words} was rolled back: {type(other).__name__}: {other}")
 
     async def _begin_outermost(self) -> None:
         access = self.access
@@ -400,12 +412,12 @@ class TransactionScope:
         # No token: it could not be reset when the body is left in another task than it was entered in.
         if _innermost.get() is transaction:
             _innermost.set(self._previous)
-        await finished(_end(transaction, keep=error is None))
+        await finished(_commit(transaction) if error is None else _roll_back(transaction, error))
 
 
-async def _end(transaction: Transaction, *, keep: bool) -> None:
+async def _commit(transaction: Transaction) -> None:
     errors: list[Exception] = []
-    for fn in await transaction.finish(keep=keep):
+    for fn in await transaction.finish(keep=True):
         try:
             value = fn()
             if inspect.isawaitable(value):
@@ -419,12 +431,19 @@ async def _end(transaction: Transaction, *, keep: bool) -> None:
         raise ExceptionGroup(f"after the {transaction.words} was committed", errors)
 
 
-def _call_all(functions: list[Callable[[], Any]], when: str) -> None:
+async def _roll_back(transaction: Transaction, error: BaseException) -> None:
+    try:
+        await transaction.finish(keep=False)
+    except ExceptionGroup as failed:
+        transaction.note(error, failed.exceptions)
+
+
+def _failures(functions: list[Callable[[], Any]]) -> list[Exception]:
+    """Calls each, and tells what they raised."""
     errors: list[Exception] = []
     for fn in functions:
         try:
             fn()
-        except Exception as error:  # noqa: BLE001 - the others are called all the same, and all are raised below
+        except Exception as error:  # noqa: BLE001 - the others are called all the same, and all are told
             errors.append(error)
-    if errors:
-        raise ExceptionGroup(when, errors)
+    return errors

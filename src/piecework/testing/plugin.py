@@ -186,9 +186,9 @@ class _Templates:
 
     def close(self) -> None:
         """Removes what is left."""
-        for templates in self._of.values():
-            self._call(templates.close)
-        self._stack.close()
+        with self._stack:  # its thread ends whatever happens: pytest would wait for it
+            for templates in self._of.values():
+                self._call(templates.close)
 
     async def _made(self, templates: Templates) -> Copy:
         copy = templates.copy()

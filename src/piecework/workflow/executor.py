@@ -39,8 +39,8 @@ from piecework.workflow.flight import Flight, event_of
 from piecework.workflow.pause import WaitFor, resume_patch, waits_of
 from piecework.workflow.stages import Stages, target_of
 from piecework.workflow.state import initial_state, merge_all, snapshot
+from piecework.workspace.calls import open_workspace
 from piecework.workspace.context import Host, current_workspace
-from piecework.workspace.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
     from piecework.bus.event import Event
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from piecework.store.items import Claimed, Progress, Route
     from piecework.store.records import EventRow, Run, Wait
     from piecework.workflow.definition import Instruction, Stage
+    from piecework.workspace.workspace import Workspace
 
 
 class Executor:

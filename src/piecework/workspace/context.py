@@ -170,6 +170,21 @@ class Host(Protocol):
         """Waits for the end of a job's run; gives what it returned, or raises what it failed with."""
         ...
 
+    async def keep_notification(
+        self,
+        *,
+        notification_id: str,
+        email: str,
+        body: str,
+        subject: str | None,
+        frequency: str,
+        force: bool,
+        space: str | None,
+        once: bool,
+    ) -> None:
+        """Keeps what somebody is to be told until their digest is due."""
+        ...
+
     def refuse_running(self, ws: Workspace, name: str) -> None:
         """Refuses to wait for a job inside an open transaction of that workspace, with whose commit it would begin."""
         ...
@@ -201,10 +216,3 @@ def current_workspace() -> Workspace:
         )
     workspace.check_open()
     return workspace
-
-
-def current_root_id() -> str:
-    """The id of the root of the workspace that the calling code runs in; empty when it runs in none."""
-    opening = current.get()
-    workspace = None if opening is None else opening.workspace
-    return "" if workspace is None else workspace.root.id

@@ -205,8 +205,12 @@ class _Call:
     async def _do(self, op: str, args: dict[str, Any]) -> Any:
         if op == "enqueue":
             return await self._host.enqueue(args.pop("name"), args.pop("args"), **args)
+        if op == "jobs.value":
+            return {"value": await self._host.job_value(args["run_id"])}
+        if op == "notify":
+            return await self._host.keep_notification(**args)
         if op != "publish":
-            raise ValidationError(f"a call in a process of its own may publish and enqueue, not {op!r}")
+            raise ValidationError(f"a call in a process of its own may publish, enqueue and notify, not {op!r}")
         receipt = await self._host.publish(args["type"], args["payload"], id=args["id"], space=args["space"])
         return {
             "event_id": receipt.event_id,

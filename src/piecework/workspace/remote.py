@@ -17,8 +17,8 @@ from piecework.process import protocol
 from piecework.process.protocol import Channel
 from piecework.store import values
 from piecework.telemetry import logs
+from piecework.workspace.calls import open_workspace
 from piecework.workspace.inject import call_injected, name_of
-from piecework.workspace.workspace import open_workspace
 
 if TYPE_CHECKING:
     import socket

@@ -123,7 +123,12 @@ class Supervisor:
         """
         result = fn()
         if inspect.isawaitable(result):
-            self.spawn(lambda: _awaited(result), name=getattr(fn, "__qualname__", type(fn).__qualname__))
+            try:
+                self.spawn(lambda: _awaited(result), name=getattr(fn, "__qualname__", type(fn).__qualname__))
+            except StoppedError:
+                if inspect.iscoroutine(result):
+                    result.close()  # nobody will await it: that is told by the error, not by a warning as well
+                raise
 
     def call_safely(self, fn: Callable[[], Any]) -> None:
         """Calls it like `call`; a failure is counted and told, and reaches nobody."""

@@ -17,20 +17,18 @@ from piecework.clock import as_datetime, micros
 from piecework.container.container import Container
 from piecework.container.scope import Scope
 from piecework.errors import ClosedError, CrossWorkspaceError, NotFoundError
-from piecework.ids import new_id
-from piecework.store import values
 from piecework.telemetry.logs import get_logger
-from piecework.workspace.context import Host, Promised, State, current, current_workspace
+from piecework.workspace.context import Host, State, current, current_workspace
 from piecework.workspace.inheriting import FrozenDict
 from piecework.workspace.inject import call_injected, check_callable, name_of
 from piecework.workspace.report import CloseReport, place_text
+from piecework.workspace.sending import publish_from, queue_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
     from types import CodeType
 
-    from piecework.container.state import State as RunState
     from piecework.workspace.opening import NewWorkspace, Opening
     from piecework.workspace.supervise import Handle
 
@@ -433,6 +431,8 @@ class Workspace:
             ExceptionGroup: It succeeded, and closing failed.
             Exception: Whatever it raised.
         """
+        from piecework.workspace.calls import run_in_new_workspace  # the two modules need each other
+
         return await run_in_new_workspace(self._host, fn, args, kwargs, overrides=self.overridden)
 
     def spawn_in_new_workspace(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Handle:
@@ -463,6 +463,8 @@ class Workspace:
             ValidationError: `limit` is below one.
             Exception: Whatever the first failing call raised; the others were cancelled and closed.
         """
+        from piecework.workspace.calls import map_in_workspaces  # the two modules need each other
+
         return await map_in_workspaces(self._host, fn, items, limit=limit, overrides=self.overridden)
 
     async def publish(
@@ -490,19 +492,7 @@ class Workspace:
             ClosedError: The workspace is closed.
             ValidationError: The payload is not JSON, or the type is not acceptable.
         """
-        self.check_open()
-        payload = {} if payload is None else payload
-        if id is None and self.key is not None:
-            id = self._event_id(type, payload)  # noqa: A001 - the word of the field
-        space = self.space if space is None else space
-        if self._host.current_transaction(self) is None:
-            return await self._host.publish(type, payload, id=id, space=space)
-        event_id = new_id() if id is None else id
-        await self._host.promise_event(self.root.id, type, payload, id=event_id, space=space)
-        return Promised(event_id)
-
-    def _event_id(self, event_type: str, payload: dict[str, Any]) -> str:
-        return self.repeatable_id(event_type, values.encode(payload, what="payload"))
+        return await publish_from(self, type, payload, id=id, space=space)
 
     def repeatable_id(self, what: str, data: bytes) -> str:
         """An id that is the same when the same work does the same again: which of several alike it is counts too.
@@ -621,135 +611,3 @@ class Workspace:
 
 ATTRIBUTES = frozenset(name for name in dir(Workspace) if not name.startswith("_"))
 """Names that a workspace uses itself: a service of such a name can only be had by `require`."""
-
-
-def open_workspace(
-    host: Host,
-    *,
-    parents: Sequence[Container] = (),
-    space: str | None = None,
-    user: Any = None,
-    params: Mapping[str, Any] | None = None,
-    key: str | None = None,
-    run_id: str | None = None,
-    logger: Any = None,
-    overrides: Mapping[str, Any] | None = None,
-    state: RunState | None = None,
-) -> NewWorkspace:
-    """Opens a fresh root workspace with `async with`; it costs a microsecond until a service is asked for.
-
-    Args:
-        host: The app.
-        parents: Where it looks for services, in order; empty means the app's container. A workflow's own container
-            comes before the app's.
-        space: The tenant it works for, or None.
-        user: Whoever it works for.
-        params: What `ws.params` is.
-        key: The idempotency key, or None.
-        run_id: The run that it belongs to, or None.
-        logger: What `ws.logger` is; None means one with the workspace's id.
-        overrides: What stands for services in it, by name; names that it does not know are left out.
-        state: What its services select from; None where there is none.
-
-    Raises:
-        ClosedError: The app is not open.
-    """
-    from piecework.workspace.opening import NewWorkspace  # the two modules need each other
-
-    new = NewWorkspace(host, space=space, user=user, params=params, key=key)
-    new.parents = tuple(parents)
-    new.run_id = run_id
-    new.logger = logger
-    new.overrides = overrides
-    new.state = state
-    return new
-
-
-async def queue_in(
-    ws: Workspace,
-    name: str,
-    args: dict[str, Any],
-    *,
-    delay_seconds: float | None = None,
-    dedup: str | None = None,
-    space: str | None = None,
-) -> str:
-    """Queues a job from a workspace, as `Workspace.enqueue_job` does, with options.
-
-    Args:
-        ws: The workspace.
-        name: The job.
-        args: The job's own arguments.
-        delay_seconds: How much later it may begin.
-        dedup: While a job of this name and key is queued or running, its run id is the answer; inside a transaction it
-            is not known yet whether there is one, and the answer is the id of a run that may never be made.
-        space: The tenant; None means the workspace's own.
-
-    Raises:
-        ClosedError: The workspace is closed.
-        NotFoundError: There is no such job.
-        ValidationError: The arguments are not acceptable; nothing was queued.
-    """
-    ws.check_open()
-    run_id = None if ws.key is None else ws.repeatable_id(f"job {name}", repr(sorted(args.items())).encode())
-    told: dict[str, Any] = {
-        "delay_seconds": delay_seconds,
-        "dedup": dedup,
-        "space": ws.space if space is None else space,
-        "overrides": ws.overridden,
-    }
-    if ws.host.current_transaction(ws) is None:
-        return await ws.host.enqueue(name, args, run_id=run_id, **told)
-    run_id = run_id or new_id()
-    await ws.host.promise_job(ws.root.id, name, args, run_id=run_id, **told)
-    return run_id
-
-
-async def run_in_new_workspace(
-    host: Host,
-    fn: Callable[..., Any],
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-) -> Any:
-    """Calls a function in a fresh workspace of the app; see `Workspace.run_in_new_workspace`.
-
-    Raises:
-        TypeError: `fn` cannot be called; nothing was opened.
-    """
-    return await Workspace.run(open_workspace(host, overrides=overrides), fn, *args, **(kwargs or {}))
-
-
-def spawn_in_new_workspace(
-    host: Host,
-    fn: Callable[..., Any],
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-) -> Handle:
-    """Starts a function in a fresh workspace of the app; see `Workspace.spawn_in_new_workspace`.
-
-    Raises:
-        TypeError: `fn` cannot be called; nothing was opened.
-        StoppedError: The app is ending.
-    """
-    return open_workspace(host, overrides=overrides).spawn(fn, *args, **(kwargs or {}))
-
-
-async def map_in_workspaces(
-    host: Host,
-    fn: Callable[..., Any],
-    items: Iterable[Any],
-    *,
-    limit: int = 10,
-    overrides: Mapping[str, Any] | None = None,
-) -> list[Any]:
-    """Calls a function for each item, each in a fresh workspace; see `Workspace.map_in_workspaces`.
-
-    Raises:
-        ValidationError: `limit` is below one.
-        TypeError: `fn` cannot be called; nothing was opened.
-    """
-    return await open_workspace(host, overrides=overrides).map(fn, items, limit=limit)

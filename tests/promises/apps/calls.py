@@ -101,3 +101,20 @@ async def wait_for_cancel(ws, place, begun):
 async def nested(ws):
     """Wants a process inside a process."""
     return await ws.workspace(isolation="process").run(add, 1)
+
+
+@app.job("double")
+async def double(n: int):
+    """A job that others wait for."""
+    return 2 * n
+
+
+async def wait_for_a_job(ws, n):
+    """Has a job run by the node, and gives what it came to."""
+    return await ws.run_background_job("double", n=n)
+
+
+async def notify(ws, email):
+    """Has somebody told."""
+    tell = await ws.require("notify")
+    return await tell({"email": email}, "Hello")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from piecework.errors import StoppedError
-from piecework.workspace.workspace import open_workspace
+from piecework.workspace.calls import open_workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,11 +8,12 @@ import pytest
 
 from piecework.container.parameters import Use
 from piecework.errors import NotFoundError
+from piecework.workspace.calls import open_workspace
 from piecework.workspace.inject import call_injected
-from piecework.workspace.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
     from conftest import Host  # type: ignore[import-not-found]  # pytest puts the folder on the path
+    from piecework.workspace.workspace import Workspace
 
 
 class Clock:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,20 @@ async def test_nothing_is_started_while_the_app_ends() -> None:
     assert await supervisor.drain(1) == Drained()
     with pytest.raises(StoppedError, match="'late' was not started"):
         supervisor.spawn(asyncio.Event().wait, name="late")
+
+
+async def test_what_comes_after_a_commit_too_late_is_told_once() -> None:
+    """An async function that is called when the app ends is refused, and its coroutine is not left behind."""
+    supervisor, made = Supervisor(), []
+    await supervisor.drain(1)
+
+    def later() -> Any:
+        made.append(asyncio.Event().wait())
+        return made[0]
+
+    with pytest.raises(StoppedError, match="was not started"):
+        supervisor.call(later)
+    assert inspect.getcoroutinestate(made[0]) == inspect.CORO_CLOSED
 
 
 async def test_who_is_cancelled_while_waiting_does_not_cancel_the_child() -> None:

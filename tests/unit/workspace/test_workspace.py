@@ -12,14 +12,9 @@ from piecework.container.container import Container
 from piecework.container.registry import Recipe, Registry
 from piecework.container.scope import Scope
 from piecework.errors import ClosedError, InvalidStateError, NotFoundError, ValidationError
+from piecework.workspace.calls import map_in_workspaces, open_workspace, run_in_new_workspace
 from piecework.workspace.context import current_workspace
-from piecework.workspace.workspace import (
-    ATTRIBUTES,
-    Workspace,
-    map_in_workspaces,
-    open_workspace,
-    run_in_new_workspace,
-)
+from piecework.workspace.workspace import ATTRIBUTES, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

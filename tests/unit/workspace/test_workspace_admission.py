@@ -6,12 +6,13 @@ import pytest
 
 from piecework.errors import ValidationError
 from piecework.workspace.admission import Workspaces
+from piecework.workspace.calls import open_workspace
 from piecework.workspace.context import State
 from piecework.workspace.inheriting import FrozenDict, FrozenList, frozen
-from piecework.workspace.workspace import Workspace, open_workspace
 
 if TYPE_CHECKING:
     from conftest import Host  # type: ignore[import-not-found]  # pytest puts the folder on the path
+    from piecework.workspace.workspace import Workspace
 
 
 def test_there_has_to_be_a_place() -> None:
