@@ -112,6 +112,7 @@ class Connection:
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._connection: sa.Connection | None = None
         self._raw: Any = None
+        self._unopened: BaseException | None = None
         self._depth = 0
         self._tainted = False
         self._pending: asyncio.Future[Any] | None = None
@@ -142,6 +143,17 @@ class Connection:
             sqlalchemy.exc.OperationalError: The file cannot be opened.
         """
         await self.call(self._open)
+
+    def open_soon(self) -> None:
+        """Opens the file before anything else is done; what goes wrong fails the first statement."""
+
+        def opening() -> None:
+            try:
+                self._open()
+            except BaseException as error:  # noqa: BLE001 - raised to who asks first
+                self._unopened = error
+
+        self._inbox.put(opening)
 
     async def execute(self, statement: sa.Executable, params: Mapping[str, Any] | None = None) -> Answer:
         """Runs one statement; it commits by itself where no transaction was begun."""
@@ -226,6 +238,8 @@ class Connection:
 
     @property
     def _opened(self) -> sa.Connection:
+        if self._unopened is not None:
+            raise self._unopened
         assert self._connection is not None, "open() comes first"
         return self._connection
 

@@ -130,7 +130,10 @@ class SqliteCopy(SqliteBackend):
         """Opens one more session."""
         await self.make()
         self._used = True
-        return await super().connect()
+        # It is in WAL mode already, so nobody has to be the first; and its first statement need not wait for a turn.
+        connection = Connection(self._connect, self.tables)
+        connection.open_soon()
+        return connection
 
     async def make(self) -> None:
         """Copies it, if nobody did yet."""
