@@ -29,7 +29,7 @@ async def count(ws):
 
 
 async def seed(ws):
-    """The child of the seed's example: what it counts before it adds one of its own."""
+    """A child with empty tables: what it counts before it adds one of its own."""
     before = await ws.database.users.count()
     await ws.database.users.insert(name="User 2")
     return before
