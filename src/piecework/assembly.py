@@ -110,6 +110,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         catalogue,
         crash_limit=settings.crash_limit,
         abort_grace_seconds=settings.abort_grace_seconds,
+        hook_timeout_seconds=settings.hook_timeout_seconds,
         payload_limit_bytes=settings.payload_limit_bytes,
     )
     desk = Desk(declared.desk_app)
@@ -158,6 +159,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
     dispatcher = Dispatcher(store, kinds, intake, clock, partial(decide_fanout, intake.matches))
     if serving:
         intake.on_left = dispatcher.wake
+        intake.on_decided = executor.hooks.dispatched
     store.listen(lambda topics: _hear(topics, node, dispatcher))
     return Parts(
         store=store,

@@ -30,6 +30,7 @@ class Settings:
         loop_stall_seconds: After how long without a turn of its loop it stops saying so.
         crash_limit: How often a run may take its process down without progress before it fails with CRASHED.
         close_timeout_seconds: How long one closer of a service may take.
+        hook_timeout_seconds: How long one call of a workflow's hook may take.
         abort_grace_seconds: How long an aborted step may go on before it is abandoned.
         workspaces_limit: Workspaces open at once; further ones wait.
         workspaces_wait_seconds: How long they wait.
@@ -57,6 +58,7 @@ class Settings:
     loop_stall_seconds: float = 60
     crash_limit: int = 5
     close_timeout_seconds: float = 10
+    hook_timeout_seconds: float = 30
     abort_grace_seconds: float = 10
     workspaces_limit: int = 1000
     workspaces_wait_seconds: float = 30

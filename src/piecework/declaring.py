@@ -17,6 +17,7 @@ from piecework.services.mailing import JOB as SEND_MAIL
 from piecework.space.piece import PieceDefinition
 from piecework.store.values import check_identifier
 from piecework.workflow.definition import Workflow
+from piecework.workflow.hooks import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,7 +44,7 @@ class Declarations:
         self.name = name
         self._registry = Registry(service.recipe(Scope.APP) for service in services)
         self._definitions: dict[str, PieceDefinition] = {}
-        self._workflows: list[tuple[Workflow, Mode | None]] = []
+        self._workflows: list[tuple[Workflow, Mode | None, Hooks]] = []
         self._commands = Commands()
         self._jobs: dict[str, JobDefinition] = {}
 
@@ -154,15 +155,31 @@ class Declarations:
 
         return declare
 
-    def workflow(self, workflow: Workflow, *, mode: Mode | None = None) -> Workflow:
+    def workflow(
+        self,
+        workflow: Workflow,
+        *,
+        mode: Mode | None = None,
+        on_prepare: Callable[..., Any] | None = None,
+        on_complete: Callable[..., Any] | None = None,
+        on_resume: Callable[..., Any] | None = None,
+        on_cleanup: Callable[..., Any] | None = None,
+        on_dispatch: Callable[..., Any] | None = None,
+    ) -> Workflow:
         """Declares a workflow: registered when the app opens.
 
         Args:
             workflow: The definition.
             mode: How many runs may be live; Transient() when omitted.
+            on_prepare: See `Runtime.register`, as for the other hooks.
+            on_complete: Hears of the end of a run.
+            on_resume: Sees a resumed run before it goes on.
+            on_cleanup: Is called when a run has let go of everything.
+            on_dispatch: Hears what became of events.
 
         Raises:
             DuplicateKeyError: A workflow of that id is declared.
+            ValidationError: It is no workflow, or the mode or a hook is none.
             InvalidStateError: The app is open: use `app.runtime.register`.
         """
         if self._is_open:
@@ -170,9 +187,16 @@ class Declarations:
         if not isinstance(workflow, Workflow):
             raise ValidationError(f"app.workflow needs a Workflow, not {workflow!r:.80}")
         check_mode(mode)
-        if any(workflow.id == other.id for other, _ in self._workflows):
+        hooks = Hooks(
+            on_prepare=on_prepare,
+            on_complete=on_complete,
+            on_resume=on_resume,
+            on_cleanup=on_cleanup,
+            on_dispatch=on_dispatch,
+        )
+        if any(workflow.id == other.id for other, *_ in self._workflows):
             raise DuplicateKeyError(f"there is a workflow {workflow.id!r} already: name another", key=workflow.id)
-        self._workflows.append((workflow, mode))
+        self._workflows.append((workflow, mode, hooks))
         return workflow
 
     def command(self, name: str) -> Callable[[F], F]:

@@ -182,8 +182,8 @@ class Roles(Sending):
         stack.push_async_callback(parts.node.stop, settings.close_timeout_seconds)
         stack.push_async_callback(parts.dispatcher.stop)
         # All of them before anything runs: what a continued run publishes has to find every workflow.
-        for workflow, mode in self._workflows:
-            await parts.runtime.register(workflow, mode=mode)
+        for workflow, mode, hooks in self._workflows:
+            await parts.runtime.register_with(workflow, mode, hooks)
         if serving:
             await heartbeat.start()
             await self._live(stack, parts)

@@ -235,6 +235,6 @@ async def test_what_publish_answered_survives(make_app):
     held = Gate()
     async with make_app(flow(held)) as app:
         run_id = run_id_of(await app.publish("go", {"n": 1}))
-        await app.runtime.deregister("flow")  # interrupts the run where it is
+        await app.runtime.stop(grace_seconds=0)  # interrupts the run where it is
     async with make_app(flow(nothing)) as app:
         assert (await app.runtime.wait(run_id, timeout_seconds=20)).unwrap().state["n"] == 1

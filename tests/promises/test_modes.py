@@ -100,9 +100,9 @@ async def test_nothing_waiting_starts_after_deregister(make_app, gate):
         held, waits = [run_id_of(await app.publish("go", {"n": n})) for n in (3, 4)]
         while await gate.reached.get() != held:
             pass
-        await app.runtime.deregister("flow")
+        await app.runtime.deregister("flow", grace_seconds=0)
         assert gate.reached.empty()
-        assert (await app.runtime.get(waits)).status == "queued"
+        assert [(await app.runtime.get(run_id)).status for run_id in (held, waits)] == ["aborted", "aborted"]
 
 
 @pytest.mark.covers("E33")
@@ -122,8 +122,7 @@ async def test_lower_numbers_hold_for_new_runs(make_app, gate):
         runs = [run_id_of(await app.publish("go")) for _ in range(2)]
         for _ in runs:
             await gate.reached.get()
-        await app.runtime.deregister("flow")
-        await app.runtime.register(flow(gate), mode=Transient(concurrency=1))
+        await app.runtime.register(flow(gate), mode=Transient(concurrency=1), replace=True)
         assert {await gate.reached.get() for _ in runs} == set(runs)
         late = await app.publish("go")
         assert late.dispatched[0].outcome == "queued"
@@ -145,7 +144,7 @@ async def test_what_waits_survives_a_restart(make_app, gate):
     """Runs that wait for their place are still there after a restart, in their order."""
     async with make_app(flow(gate), mode=Serialized()) as app:
         runs = [run_id_of(await app.publish("go", {"n": n})) for n in range(4)]
-        await app.runtime.deregister("flow")
+        await app.runtime.stop(grace_seconds=0)
     ran = []
     async with make_app(flow(keep(ran, lambda ctx: ctx.state["n"])), mode=Serialized()) as app:
         for run_id in runs:

@@ -175,8 +175,7 @@ async def test_a_run_that_is_interrupted_before_its_first_step_goes_on(make_app)
         run_id = run_id_of(await app.publish("go"))
         while not app.node.in_flight:
             await turn()
-        await app.runtime.deregister("flow")
-        await app.runtime.register(flow())
+        await app.runtime.register(flow(), replace=True)
         assert (await came_to(app, run_id)).ok
 
 
@@ -185,7 +184,7 @@ async def test_a_registration_that_is_cancelled_loses_no_run(make_app, store, ga
     async with make_app(flow(gate)) as app:
         run_id = run_id_of(await app.publish("go"))
         await gate.reached.get()
-        await app.runtime.deregister("flow")
+        await app.runtime.stop(grace_seconds=0)
     leave_as_a_killed_node_does(store)
     gate.open.set()
     async with make_app() as app:
@@ -212,7 +211,7 @@ async def test_a_continued_run_finds_every_workflow(make_app, store, gate):
     async with make_app(flow(gate, id="first")) as app:
         run_id = run_id_of(await app.publish("go"))
         await gate.reached.get()
-        await app.runtime.deregister("first")
+        await app.runtime.stop(grace_seconds=0)
     leave_as_a_killed_node_does(store)
     second = flow(id="second", on="second", services=[Service("slow", slowly, lazy=False)])
     async with make_app(flow(publishes, id="first"), second) as app:
@@ -612,8 +611,7 @@ async def test_a_mode_that_leaves_more_room_lets_the_queue_go(make_app):
     async with make_app(workflow, mode=Serialized()) as app:
         receipts = [await app.publish("go", {"n": n}) for n in range(3)]
         await paused(app, receipts[0])
-        await app.runtime.deregister("flow")
-        await app.runtime.register(workflow, mode=Transient())
+        await app.runtime.register(workflow, mode=Transient(), replace=True)
         receipts.append(await app.publish("go", {"n": 3}))
         for receipt in receipts:
             await paused(app, receipt)
@@ -625,8 +623,7 @@ async def test_more_concurrency_lets_the_queue_go(make_app, gate):
     async with make_app(flow(gate), mode=Transient(concurrency=1)) as app:
         runs = {run_id_of(await app.publish("go")) for _ in range(5)}
         await gate.reached.get()
-        await app.runtime.deregister("flow")
-        await app.runtime.register(flow(gate), mode=Transient(concurrency=10))
+        await app.runtime.register(flow(gate), mode=Transient(concurrency=10), replace=True)
         runs.add(run_id_of(await app.publish("go")))
         at_once = {await asyncio.wait_for(gate.reached.get(), LIMIT) for _ in runs}
         gate.open.set()

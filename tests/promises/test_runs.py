@@ -274,32 +274,32 @@ async def test_an_id_can_be_registered_once(app):
 
 @pytest.mark.covers("N44")
 async def test_an_interrupted_run_goes_on_when_its_workflow_is_back(make_app, gate):
-    """Deregistering interrupts a running run; it stays in the store and goes on when the workflow is registered."""
+    """A run that executes while its workflow is replaced is interrupted and goes on under the new definition."""
     async with make_app(flow(gate)) as app:
         run_id = run_id_of(await app.publish("go"))
         await gate.reached.get()
-        await app.runtime.deregister("flow")
         gate.open.set()
-        await app.runtime.register(flow(gate))
+        await app.runtime.register(flow(gate), replace=True)
         assert (await app.runtime.wait(run_id, timeout_seconds=20)).ok
         assert gate.reached.get_nowait() == run_id
 
 
-@pytest.mark.covers("N45")
+@pytest.mark.covers("N45", "E31")
 async def test_a_step_may_deregister_its_own_workflow(make_app):
-    """`deregister` from inside a step of the workflow's own run returns at once; the run stays, for its next home."""
-    left = asyncio.Event()
+    """`deregister` from inside a step of the workflow's own run returns at once; the run ends with that stage."""
+    left, ran = asyncio.Event(), []
 
     async def leave(ctx):
         await ctx.workspace.host.runtime.deregister("flow")
         left.set()
 
-    async with make_app(flow(leave)) as app:
+    stages = [Stage("leave", steps=[leave]), Stage("then", steps=[keep(ran, lambda ctx: ctx.stage_id)])]
+    async with make_app(Workflow("flow", on="go", stages=stages)) as app:
         run_id = run_id_of(await app.publish("go"))
         await left.wait()
         assert not app.runtime.has_workflow("flow")
-    async with make_app(flow(nothing)) as app:
-        assert (await app.runtime.wait(run_id, timeout_seconds=20)).ok
+        result = await app.runtime.wait(run_id, timeout_seconds=20)
+        assert (result.error.code, ran) == ("ABORTED", [])
 
 
 @pytest.mark.covers("R54")

@@ -106,7 +106,7 @@ async def test_a_signal_survives_a_restart(make_app):
     async with make_app(two_stages(step, seen), mode=SingletonLoop(on_busy="signal")) as app:
         run_id = await busy(app, step)
         assert (await publish(app, 2)).outcome == "signalled"
-        await app.runtime.deregister("flow")
+        await app.runtime.stop(grace_seconds=0)
     step.gate.open.set()
     async with make_app(two_stages(step, seen), mode=SingletonLoop(on_busy="signal")) as app:
         assert (await app.runtime.wait(run_id, timeout_seconds=LIMIT)).ok

@@ -109,29 +109,33 @@ class RemoteRuntime:
         self._link = link
         self._limit = limit_bytes
 
-    async def register(self, workflow: Workflow, *, mode: Mode | None = None) -> None:
+    async def register(self, workflow: Workflow, *, mode: Mode | None = None, **hooks: Any) -> None:
         """Refuses: a workflow runs where the store is.
 
         Raises:
             InvalidStateError: Always.
         """
-        del mode
+        del mode, hooks
         self._refuse(f"register workflow {getattr(workflow, 'id', workflow)!r}")
 
-    async def deregister(self, workflow_id: str) -> None:
+    async def deregister(
+        self, workflow_id: str, *, grace_seconds: float | None = None, abort_paused: bool = False
+    ) -> None:
         """Refuses: a workflow runs where the store is.
 
         Raises:
             InvalidStateError: Always.
         """
+        del grace_seconds, abort_paused
         self._refuse(f"deregister workflow {workflow_id!r}")
 
-    async def stop(self) -> None:
+    async def stop(self, *, grace_seconds: float | None = None) -> None:
         """Refuses: the runtime is the node's.
 
         Raises:
             InvalidStateError: Always.
         """
+        del grace_seconds
         self._refuse("stop the runtime")
 
     def _refuse(self, what: str) -> NoReturn:

@@ -7,6 +7,7 @@ the workflow's newest version. Any node that can does it; two that try at once d
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -162,7 +163,7 @@ class Dispatcher:
             if route.workflow_id == row.workflow_id
         ]
         item = Dispatch(event_seq=row.event_seq, workflow_id=row.workflow_id, version=version, routes=tuple(routes))
-        told: Callable[[Dispatched], None] = self._intake.dispatched
+        told: Callable[[Dispatched], None] = partial(self._intake.dispatched, event_id=stored.event_id)
         await self._store.run(dispatch, item, decide_dispatch, self._clock.now(), told)
 
     async def _fan_out(self) -> bool:

@@ -17,6 +17,7 @@ from piecework.run import admission
 from piecework.run.folds_events import send_signal
 from piecework.run.lifecycle import ENDED, Status, check_move
 from piecework.run.parts import (
+    HELD,
     abort_error,
     check_held,
     check_running,
@@ -39,6 +40,7 @@ from piecework.store.items import (
     CommitStage,
     Continue,
     Defer,
+    EndTold,
     Enqueue,
     Enqueued,
     NewEntry,
@@ -53,7 +55,7 @@ from piecework.store.items import (
     Taking,
     Unresume,
 )
-from piecework.store.records import Buffered, Entry, Run, RunValue, Signal, Slot, Wait
+from piecework.store.records import Buffered, Delivery, Entry, Run, RunValue, Signal, Slot, Wait
 
 if TYPE_CHECKING:
     from piecework.store.draft import Draft
@@ -348,7 +350,11 @@ def decide_abort(draft: Draft, item: Abort, now: int) -> Aborted:
             "aborting it would end the piece's schedule",
             run_id=run.run_id,
         )
-    told = tell_to_end(draft, run, item.reason, now, token=item.token)
+    if item.dropping and (run.status != Status.QUEUED or run.owner is not None):
+        return Aborted(aborted=False)
+    told = tell_to_end(draft, run, item.reason, now, token=item.token, unheard=item.dropping)
+    if item.dropping and run.event_seq is not None:
+        draft.append(Delivery(run.event_seq, run.workflow_id, run.trigger_id, run.run_id, "dropped", item.reason))
     ended = draft.get(Run, run.run_id).ended_at is not None
     if ended and run.slot_key is not None:
         start_successors(draft, run.slot_key, now)
@@ -371,16 +377,51 @@ def decide_settle(draft: Draft, item: Settle, now: int) -> str:
     run = forget_patch(draft, run)
     draft.put(
         replace(
-            run, status=status, ended_at=now, due_at=None, expires_at=None, signals=0, error=error, outcome=item.outcome
+            run,
+            status=status,
+            ended_at=now,
+            due_at=None,
+            expires_at=None,
+            signals=0,
+            telling=int(item.telling),
+            error=error,
+            outcome=item.outcome,
         )
     )
     if item.state is not None:
         draft.append(RunValue(run.run_id, "state", item.state))
     if item.result is not None:
         draft.append(RunValue(run.run_id, "result", item.result))
-    if run.slot_key is not None:
+    if run.slot_key is not None and not item.telling:
         draft.put(admission.closing(draft.get(Slot, run.slot_key), run.run_id))
     return status
+
+
+def decide_end_told(draft: Draft, item: EndTold, now: int) -> bool:
+    """Notes that a run's end has been heard of: from here on it is only to be cleaned. Answers whether that was new."""
+    run = owned(draft, item.run_id, item.epoch)
+    _check_over(run)
+    if not run.telling:
+        return False
+    check_held(run)
+    draft.put(replace(_give_place_up(draft, write_entries(draft, run, item.entries, now)), telling=0))
+    return True
+
+
+def _give_place_up(draft: Draft, run: Run) -> Run:
+    """An ended run that has kept its place gives it up: it is being cleaned."""
+    if run.telling == HELD and run.slot_key is not None:
+        draft.put(admission.closing(draft.get(Slot, run.slot_key), run.run_id))
+    return run
+
+
+def _check_over(run: Run) -> None:
+    if Status(run.status) not in ENDED:
+        raise InvalidStateError(
+            f"run {run.run_id} {words(run)}: only a run that has ended can be clean",
+            run_id=run.run_id,
+            status=run.status,
+        )
 
 
 def decide_cleaned(draft: Draft, item: Cleaned, now: int) -> int:
@@ -388,14 +429,10 @@ def decide_cleaned(draft: Draft, item: Cleaned, now: int) -> int:
     run = owned(draft, item.run_id, item.epoch)
     if run.cleaned:
         return 0
-    if Status(run.status) not in ENDED:
-        raise InvalidStateError(
-            f"run {run.run_id} {words(run)}: only a run that has ended can be clean",
-            run_id=run.run_id,
-            status=run.status,
-        )
+    _check_over(run)
     check_held(run)
-    draft.put(replace(run, cleaned=1, owner=None))
+    run = _give_place_up(draft, write_entries(draft, run, item.entries, now))
+    draft.put(replace(run, telling=0, cleaned=1, owner=None))
     if run.slot_key is None:
         return 0
     draft.put(admission.cleaned(draft.get(Slot, run.slot_key)))

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from piecework.run import admission
 from piecework.run.admission import Admission, Verdict, admit
-from piecework.run.lifecycle import Status
+from piecework.run.lifecycle import ENDED, Status
 from piecework.run.parts import encode, start_successors, tell_to_end, write_entries
 from piecework.run.waking import offer_to_waiting
 from piecework.store.items import (
@@ -131,8 +131,8 @@ def _offer_to_trigger(
     slot = _slot_of(draft, route, now)
     verdict = admit(slot)
     result = replace(result, outcome=verdict.admission.value, reason=verdict.reason)
-    if verdict.admission is Admission.SIGNAL and draft.get(Run, slot.active_run_id).abort_reason is not None:
-        # It is on its way out and would never read it: the event starts a run of its own as soon as there is room.
+    if verdict.admission in _TO_ACTIVE and _is_leaving(draft.get(Run, slot.active_run_id), verdict.admission):
+        # It would never read it, or there is nothing left to abort: a run of its own starts as soon as there is room.
         verdict = Verdict(Admission.QUEUE, "closing", supersedes=slot.pending_run_id is not None)
         result = replace(result, outcome=verdict.admission.value, reason=verdict.reason)
     match verdict.admission:
@@ -153,6 +153,14 @@ def _offer_to_trigger(
     return replace(result, run_id=run.run_id)
 
 
+_TO_ACTIVE = frozenset({Admission.SIGNAL, Admission.REPLACE})
+
+
+def _is_leaving(active: Run, admission_: Admission) -> bool:
+    """Whether the active run has ended and only keeps its place, or is on its way out and would read no signal."""
+    return Status(active.status) in ENDED or (admission_ is Admission.SIGNAL and active.abort_reason is not None)
+
+
 def _slot_of(draft: Draft, route: Route, now: int) -> Slot:
     """The slot as it stands, under the numbers of the newest registration: the counts are the store's own."""
     stored = draft.get(Slot, route.slot.slot_key)
@@ -166,9 +174,13 @@ def _slot_of(draft: Draft, route: Route, now: int) -> Slot:
 def _supersede(draft: Draft, run_id: str, event: EventRow, now: int, aborting: list[Aborting]) -> None:
     """Takes the waiting run of an earlier event out; that event's outcome says so from now on."""
     run, why = draft.get(Run, run_id), f"superseded by event {event.event_id}"
-    aborting.append(tell_to_end(draft, run, why, now))
+    displaced = DispatchResult(
+        outcome="superseded", workflow_id=run.workflow_id, trigger_id=run.trigger_id, run_id=run_id, reason=why
+    )
+    told = tell_to_end(draft, run, why, now, unheard=True)
+    aborting.append(replace(told, displaced=displaced))
     if run.event_seq is not None:
-        draft.append(Delivery(run.event_seq, run.workflow_id, run.trigger_id, run_id, "superseded", why))
+        _write_deliveries(draft, run.event_seq, [displaced])
 
 
 def _replace_active(draft: Draft, run_id: str, event: EventRow, now: int, aborting: list[Aborting]) -> None:
@@ -212,6 +224,7 @@ def _enter(draft: Draft, route: Route, event: EventRow, now: int, *, start: bool
         stage=None,
         version=route.version,
         event_seq=event.seq,
+        telling=int(route.telling),
         due_at=now if start else None,
         created_at=now,
     )

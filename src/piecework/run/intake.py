@@ -23,7 +23,7 @@ from piecework.store.verbs.runs import enqueue
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from piecework.bus.subscriptions import EventBus
     from piecework.clock import Clock
@@ -66,6 +66,7 @@ class Intake:
 
     Attributes:
         on_left: Called when something of an event was left for later.
+        on_decided: Called with what became of an event, once that is durable.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Intake:
         self._kinds = kinds
         self._deciding = tuple(kinds.values()) if deciding else ()
         self.on_left: Callable[[], None] = _nothing
+        self.on_decided: Callable[[Sequence[DispatchResult], str | None], None] = _nobody
         self._node = node
         self._bus = bus
         self._clock = clock
@@ -111,14 +113,14 @@ class Intake:
         told = partial(self._accepted, event, item)
         await self._store.run(accept, item, self._decide_accept, self._clock.now(), told)
 
-    def dispatched(self, outcome: Dispatched) -> None:
+    def dispatched(self, outcome: Dispatched, *, event_id: str | None = None) -> None:
         """Does what follows the commit of a pending event's decision."""
         if outcome.decided:
-            self._follow(outcome.dispatched, outcome.aborting)
+            self._follow(outcome.dispatched, outcome.aborting, event_id)
 
     def fanned_out(self, outcome: FannedOut) -> None:
         """Does what follows the commit of a part of a fan-out."""
-        self._follow(outcome.dispatched, ())
+        self._follow(outcome.dispatched, (), None)
 
     async def publish(self, event: Event) -> Receipt:
         """Makes an event durable together with everything that follows from it at once.
@@ -150,6 +152,7 @@ class Intake:
         due_at: int | None = None,
         occurrence: str | None = None,
         again: bool = False,
+        telling: bool = False,
     ) -> Enqueued:
         """Makes a run that no event asked for; the same `run_id` twice is one run.
 
@@ -165,6 +168,7 @@ class Intake:
             due_at: Microseconds since the epoch; None means at once.
             occurrence: Names what may happen only once; its first run is answered.
             again: Whether it may happen again once that run has ended.
+            telling: Whether somebody wants to hear of its end.
 
         Raises:
             ValidationError: The args are not JSON.
@@ -183,6 +187,7 @@ class Intake:
             stage=None,
             version=version,
             event_seq=None,
+            telling=int(telling),
             due_at=due_at,
         )
         told = encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self._limit)
@@ -194,17 +199,24 @@ class Intake:
         self._node.wake()
 
     def _accepted(self, event: Event, item: Accept, outcome: Accepted) -> None:
-        if not outcome.duplicate:
-            self._follow(outcome.dispatched, outcome.aborting)
+        if outcome.duplicate:
+            self.on_decided(outcome.dispatched, outcome.event_id)
+        else:
+            self._follow(outcome.dispatched, outcome.aborting, outcome.event_id)
             self._tell(event, item, outcome.dispatched)
             if outcome.more or any(result.outcome == "pending" for result in outcome.dispatched):
                 self.on_left()
 
-    def _follow(self, results: tuple[DispatchResult, ...], aborting: tuple[Aborting, ...]) -> None:
+    def _follow(
+        self, results: tuple[DispatchResult, ...], aborting: tuple[Aborting, ...], event_id: str | None
+    ) -> None:
         if any(result.outcome in _WORK for result in results):
             self._node.wake()
         for told in aborting:
             self._node.told_to_end(told)
+            if told.displaced is not None:
+                self.on_decided((told.displaced,), None)
+        self.on_decided(results, event_id)
         for result in results:
             if result.outcome in _LOST:
                 self._count_lost(result)
@@ -256,6 +268,10 @@ class Intake:
             outcomes=[result.outcome for result in results],
         )
         self._bus.tell(Event(event.type, event.payload, id=event_id, space=event.space, at=item.event.accepted_at))
+
+
+def _nobody(_results: Sequence[DispatchResult], _event_id: str | None) -> None:
+    """Nobody wants to hear of decisions."""
 
 
 def _nothing() -> None:

@@ -122,6 +122,11 @@ class Node:
         """Whether it claims."""
         return self._loop_task is not None
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it claims no more, and is about to leave."""
+        return self._stopping
+
     async def catch_up(self) -> None:
         """Says what is registered now and takes over what was left of it; goes on when the caller is cancelled."""
         chore = asyncio.create_task(self._catch_up())
@@ -225,6 +230,33 @@ class Node:
         for task in mine:
             task.cancel()
         await asyncio.gather(*mine, return_exceptions=True)
+
+    async def let_end(self, kind: str, name: str, *, seconds: float | None = None, but: str = "") -> bool:
+        """Waits for the runs of one workflow that execute here; answers whether all of them have ended or paused.
+
+        Args:
+            kind: Of the work.
+            name: The workflow.
+            seconds: How long; None means as long as it takes.
+            but: A run that is not waited for.
+        """
+        current = asyncio.current_task()
+        mine = [
+            flying.task
+            for flying in self._flying.values()
+            if (flying.run.kind, flying.run.workflow_id) == (kind, name)
+            and flying.run.run_id != but
+            and flying.task is not current
+        ]
+        if not mine:
+            return True
+        _, late = await asyncio.wait(mine, timeout=seconds)
+        return not late
+
+    async def look(self) -> None:
+        """Claims what is due now, if this node claims at all."""
+        if self.started and not self._stopping:
+            await self._claim(_AT_ONCE)
 
     async def stop(self, grace_seconds: float) -> None:
         """Claims no more, lets runs go on for a while, then interrupts them: the next node continues them.

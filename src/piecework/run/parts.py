@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _json = msgspec.json.Encoder()
 
+HELD, FREED = 1, 2
+"""`Run.telling` of a run whose end is still to be heard of: it keeps its place, or has none to keep any more."""
+
 
 def encode(value: Any) -> bytes:
     """JSON bytes of a value that is known to be JSON."""
@@ -103,10 +106,13 @@ def abort_error(run_id: str, reason: str) -> str:
     return encode({"type": "piecework.errors.AbortedError", "code": "ABORTED", "message": message}).decode()
 
 
-def tell_to_end(draft: Draft, run: Run, reason: str, now: int, *, token: str | None = None) -> Aborting:
+def tell_to_end(
+    draft: Draft, run: Run, reason: str, now: int, *, token: str | None = None, unheard: bool = False
+) -> Aborting:
     """Ends a run that nobody has at once; one that somebody has is marked, and its owner settles it.
 
-    Successors are not started here: whoever calls knows what has to follow.
+    Where somebody wants to hear of its end it is due once more, for that alone, unless `unheard`. Successors are not
+    started here: whoever calls knows what has to follow.
     """
     asked = NewEntry(type="run:abort", payload=encode({"reason": reason}))
     run = write_entries(draft, replace(run, abort_reason=reason, told=token or run.told), (asked,), now)
@@ -117,12 +123,16 @@ def tell_to_end(draft: Draft, run: Run, reason: str, now: int, *, token: str | N
         draft.put(replace(run, due_at=now))  # whoever claims it ends it and puts its successor there
         return Aborting(run_id=run.run_id, reason=reason, owner=None)
     started = run.status != Status.QUEUED or run.due_at is not None
+    heard = bool(run.telling) and not unheard
     ended = replace(
         run,
         status=check_move(run.run_id, run.status, Status.ABORTED),
+        # One that waits in its slot leaves it; only one that had a place keeps others off it until it is clean.
+        slot_key=run.slot_key if started or not heard else None,
         ended_at=now,
-        cleaned=1,
-        due_at=None,
+        telling=FREED if heard else 0,
+        cleaned=int(not heard),
+        due_at=now if heard else None,
         expires_at=None,
         signals=0,
         error=abort_error(run.run_id, reason),
@@ -134,7 +144,8 @@ def tell_to_end(draft: Draft, run: Run, reason: str, now: int, *, token: str | N
     if run.slot_key is not None:
         slot = draft.get(Slot, run.slot_key)
         if started:
-            draft.put(admission.gone(slot, run.run_id, was_paused=run.status == Status.PAUSED))
+            leave = admission.closing if heard else admission.gone
+            draft.put(leave(slot, run.run_id, was_paused=run.status == Status.PAUSED))
         else:
             draft.put(admission.unqueued(slot, run.run_id))
     return Aborting(run_id=run.run_id, reason=reason, owner=None)

@@ -27,7 +27,7 @@ class Route(Item, frozen=True, kw_only=True):
     """A trigger that an event matches: what its run would be. `run_id` is made before sending, so a repeat is known.
 
     `patch` is what a signal would carry where the mode signals; `refused` says why it cannot start a run although it
-    matches.
+    matches; `telling` that its workflow wants to hear of the run's end.
     """
 
     kind: str
@@ -40,6 +40,7 @@ class Route(Item, frozen=True, kw_only=True):
     version: str | None
     patch: bytes | None = None
     refused: str | None = None
+    telling: bool = False
 
 
 class Accept(Item, frozen=True, kw_only=True):
@@ -79,12 +80,14 @@ class DispatchResult(Item, frozen=True, kw_only=True):
     """What became of an event at one trigger or one waiting run.
 
     Attributes:
-        outcome: started, queued, dropped, rejected, signalled, replaced, resumed, buffered, pending or duplicate.
+        outcome: started, queued, dropped, rejected, signalled, replaced, superseded, resumed, buffered, pending or
+            duplicate.
         workflow_id: Whose.
         trigger_id: Of which trigger; empty where a waiting run was resumed.
         run_id: The run that it started, queued or resumed.
         active_run_id: The run that stood in the way, where the mode tells.
         reason: Why, where there is more to say.
+        event_id: The event, where `on_dispatch` is told of it; None for one that a newer event superseded.
     """
 
     outcome: str
@@ -93,14 +96,19 @@ class DispatchResult(Item, frozen=True, kw_only=True):
     run_id: str | None = None
     active_run_id: str | None = None
     reason: str | None = None
+    event_id: str | None = None
 
 
 class Aborting(Item, frozen=True, kw_only=True):
-    """A run that this decision tells to end, and who has it: None where it has ended with it."""
+    """A run that this decision tells to end, and who has it: None where it has ended with it.
+
+    `displaced` is what became of its event, where that is told anew.
+    """
 
     run_id: str
     reason: str
     owner: str | None
+    displaced: DispatchResult | None = None
 
 
 class Accepted(Item, frozen=True, kw_only=True):
@@ -317,15 +325,24 @@ class Progress(Item, frozen=True, kw_only=True):
 
 
 class Settle(Item, frozen=True, kw_only=True):
-    """The end of a run."""
+    """The end of a run. With `telling` it keeps its place until whoever wants to hear of it has."""
 
     run_id: str
     epoch: int
     status: str
+    telling: bool = False
     state: bytes | None = None
     result: bytes | None = None
     error: str | None = None
     outcome: str | None = None
+    entries: tuple[NewEntry, ...] = ()
+
+
+class EndTold(Item, frozen=True, kw_only=True):
+    """Whoever wants to hear of a run's end has: it gives its place up, and is only to be cleaned."""
+
+    run_id: str
+    epoch: int
     entries: tuple[NewEntry, ...] = ()
 
 
@@ -334,6 +351,7 @@ class Cleaned(Item, frozen=True, kw_only=True):
 
     run_id: str
     epoch: int
+    entries: tuple[NewEntry, ...] = ()
 
 
 class Resume(Item, frozen=True, kw_only=True):
@@ -372,11 +390,15 @@ class Signalled(Item, frozen=True, kw_only=True):
 
 
 class Abort(Item, frozen=True, kw_only=True):
-    """Somebody ends a run; `token` makes a repeat known."""
+    """Somebody ends a run; `token` makes a repeat known.
+
+    With `dropping` only one that waits is ended, as an event that was dropped: nobody wants to hear of its end.
+    """
 
     run_id: str
     reason: str
     token: str | None = None
+    dropping: bool = False
 
 
 class Aborted(Item, frozen=True, kw_only=True):

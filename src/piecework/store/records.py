@@ -205,7 +205,8 @@ class Run(Record, frozen=True):
     node has it; `visit` counts committed stages, `decision` timeline entries, `epoch` claims: a write of a superseded
     epoch is refused. `patched` says that the patch of a resume is kept until its stage commits, `signals` how many were
     sent and are not in a checkpoint, `told` names the last call from outside that had an effect: its repeat is known
-    by it.
+    by it. `telling` says whether somebody wants to hear of its end: 1 before it has ended, and until they have heard of
+    it, as long as the run keeps its place; 2 when it ended without an owner, and its place is free; 0 else.
     """
 
     table: ClassVar[str] = "runs"
@@ -232,6 +233,7 @@ class Run(Record, frozen=True):
     resume_count: int = 0
     patched: int = 0
     signals: int = 0
+    telling: int = 0
     cleaned: int = 0
     due_at: int | None = None
     expires_at: int | None = None

@@ -10,6 +10,7 @@ import msgspec
 
 from piecework.run.admission import startable
 from piecework.run.lifecycle import ENDED, Status
+from piecework.run.parts import HELD
 from piecework.store.contract import Lock, Read
 from piecework.store.records import Buffered, EventRow, Fanout, Piece, Run, RunValue, Signal, Slot, Space, Wait
 
@@ -198,7 +199,7 @@ def _of_places(taken: Snapshot) -> list[str]:
 
 def _place(run: Run) -> str:
     if _ended(run):
-        return "gone" if run.cleaned else "closing"
+        return "gone" if run.cleaned else "live" if run.telling == HELD else "closing"
     if run.status == Status.QUEUED and run.due_at is None:
         return "queued"
     return "paused" if run.status == Status.PAUSED else "live"

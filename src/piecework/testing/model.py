@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _LEASE = 20 * SECOND
 _RETENTION = {"runs": retention.forget_runs, "ids": retention.forget_ids, "events": retention.forget_events}
-_WRITES = ("commit", "settle", "cleaned", "release", "unresume", "register", "append")
+_WRITES = ("commit", "settle", "told", "cleaned", "release", "unresume", "register", "append")
 
 
 def store_machine(open_store: Callable[[], Awaitable[Store]]) -> type[RuleBasedStateMachine]:
@@ -292,6 +292,12 @@ class _StoreMachine(Beside):
 
     @precondition(lambda self: self.unclean())
     @rule(chosen=draws.several, drawn=draws.ends)
+    def hear(self, chosen: list[int], drawn: draws.DrawnEnd) -> None:
+        """The ends of runs have been heard of."""
+        self.write_all("told", _some(self.unclean(), chosen), [drawn], echo=True)
+
+    @precondition(lambda self: self.unclean())
+    @rule(chosen=draws.several, drawn=draws.ends)
     def clean(self, chosen: list[int], drawn: draws.DrawnEnd) -> None:
         """Ended runs are clean."""
         self.write_all("cleaned", _some(self.unclean(), chosen), [drawn])
@@ -353,11 +359,11 @@ class _StoreMachine(Beside):
         self.act(runs.signal, batch, folds.decide_signal, self.at_once(self.model.send), echo=True)
 
     @precondition(lambda self: self.model.runs)
-    @rule(chosen=draws.few)
-    def abort(self, chosen: list[int]) -> None:
-        """Somebody ends runs."""
+    @rule(chosen=draws.few, dropping=st.booleans())
+    def abort(self, chosen: list[int], dropping: bool) -> None:
+        """Somebody ends runs, or drops those that wait."""
         batch = [
-            items.Abort(run_id=run.run_id, reason="no longer needed", token=self.name("k"))
+            items.Abort(run_id=run.run_id, reason="no longer needed", token=self.name("k"), dropping=dropping)
             for run in _some(list(self.model.runs.values()), chosen)
         ]
         self.act(runs.abort, batch, folds.decide_abort, self.at_once(self.model.abort), echo=True)

@@ -162,6 +162,7 @@ class Beside(RuleBasedStateMachine):
                 key=key,
                 version="1",
                 patch=data({"signalled": number}) if number else None,
+                telling=key == "b",
             )
             for number, (workflow, key) in enumerate(targets)
         )
@@ -236,9 +237,15 @@ class Beside(RuleBasedStateMachine):
                 )
             case "settle":
                 item: Any = items.Settle(
-                    run_id=run_id, epoch=epoch, status="completed" if drawn.timeout else "failed", result=b"1"
+                    run_id=run_id,
+                    epoch=epoch,
+                    status="completed" if drawn.timeout else "failed",
+                    telling=drawn.signals,
+                    result=b"1",
                 )
                 return runs.settle, item, folds.decide_settle, self.model.settle
+            case "told":
+                return runs.end_told, items.EndTold(run_id=run_id, epoch=epoch), folds.decide_end_told, self.model.hear
             case "cleaned":
                 return runs.cleaned, items.Cleaned(run_id=run_id, epoch=epoch), folds.decide_cleaned, self.model.clean
             case "release":

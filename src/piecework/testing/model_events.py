@@ -143,9 +143,12 @@ class Events(World):
             return result
         if outcome == "rejected":
             return replace(result, active_run_id=room.active)
-        if outcome == "signalled" and self.runs[room.active or ""].abort_reason is not None:
-            outcome, reason = "queued", "closing"  # it would never read it
-            result = replace(result, outcome=outcome, reason=reason)
+        active = self.runs.get(room.active or "")
+        if active is not None and outcome in {"signalled", "replaced"}:
+            over = active.ended is not None  # it only keeps its place
+            if over or (outcome == "signalled" and active.abort_reason is not None):
+                outcome, reason = "queued", "closing"  # it would never read it
+                result = replace(result, outcome=outcome, reason=reason)
         if outcome == "signalled":
             patch = event.payload if route.patch is None else msgspec.json.decode(route.patch)
             self.signal(self.runs[room.active or ""], patch)
@@ -162,12 +165,15 @@ class Events(World):
 
     def _supersede(self, run_id: str, event: ModelEvent, now: int, aborting: list[Aborting]) -> None:
         run, reason = self.runs[run_id], f"superseded by event {event.event_id}"
-        aborting.append(self._tell(run_id, reason, now))
+        displaced = DispatchResult(
+            outcome="superseded", workflow_id=run.workflow, trigger_id=run.trigger, run_id=run_id, reason=reason
+        )
+        aborting.append(replace(self._tell(run_id, reason, now, unheard=True), displaced=displaced))
         self.deliveries[run.event or 0, run.workflow, run.trigger, run_id] = ("superseded", reason)
 
-    def _tell(self, run_id: str, reason: str, now: int) -> Aborting:
+    def _tell(self, run_id: str, reason: str, now: int, *, unheard: bool = False) -> Aborting:
         run = self.runs[run_id]
-        self.tell_to_end(run, reason, now)
+        self.tell_to_end(run, reason, now, unheard=unheard)
         return Aborting(run_id=run_id, reason=reason, owner=run.owner)
 
     def _enter(self, room: Room, route: Route, event: ModelEvent, now: int, *, start: bool) -> None:
@@ -183,6 +189,7 @@ class Events(World):
             place=room.enter(route.run_id, start=start),
             version=route.version,
             event=event.seq,
+            telling=int(route.telling),
             lines=["run:started" if start else "run:queued"],
         )
 

@@ -134,8 +134,8 @@ def plain(value: Any) -> Any:
 
 _RUN_FIELDS = (
     "run_id", "kind", "workflow_id", "trigger_id", "slot_key", "place", "space", "status", "stage", "version",
-    "event_seq", "epoch", "owner", "visit", "decision", "attempt", "resume_count", "patched", "signals", "cleaned",
-    "due_at", "expires_at", "created_at", "started_at", "ended_at", "abort_reason", "told",
+    "event_seq", "epoch", "owner", "visit", "decision", "attempt", "resume_count", "patched", "signals", "telling",
+    "cleaned", "due_at", "expires_at", "created_at", "started_at", "ended_at", "abort_reason", "told",
 )  # fmt: skip
 
 

@@ -148,9 +148,23 @@ class Model(Events):
         for name in ("state", "result"):
             if getattr(item, name) is not None:
                 run.values[name] = getattr(item, name)
-        if run.room is not None:
+        run.telling = int(item.telling)
+        if run.room is not None and not item.telling:
             self.rooms[run.room].end(run.run_id)
         return run.status
+
+    def hear(self, item: items.EndTold, _now: int) -> bool:
+        """Whoever wanted to hear of a run's end has: it gives its place up."""
+        run = self._of_epoch(item.run_id, item.epoch)
+        if run.status not in ENDED:
+            raise Refused(InvalidStateError)
+        if not run.telling:
+            return False
+        self._check_held(run)
+        if run.telling == 1 and run.room is not None:
+            self.rooms[run.room].end(run.run_id)
+        run.telling = 0
+        return True
 
     def clean(self, item: items.Cleaned, now: int) -> int:
         """An ended run is clean: its place is free; answers how many start."""
@@ -160,7 +174,7 @@ class Model(Events):
         if run.status not in ENDED:
             raise Refused(InvalidStateError)
         self._check_held(run)
-        run.cleaned, run.owner = True, None
+        run.cleaned, run.owner, run.telling = True, None, 0
         if run.room is None:
             return 0
         self.rooms[run.room].leave(run.run_id)
@@ -218,8 +232,12 @@ class Model(Events):
         if item.token is None or run.told != item.token or run.abort_reason is None:
             if run.status in ENDED or run.abort_reason is not None:
                 return items.Aborted(aborted=False)
+            if item.dropping and (run.status != "queued" or run.owner is not None):
+                return items.Aborted(aborted=False)
             run.told = item.token or run.told
-            self.tell_to_end(run, item.reason, now)
+            self.tell_to_end(run, item.reason, now, unheard=item.dropping)
+            if item.dropping and run.event is not None:
+                self.deliveries[run.event, run.workflow, run.trigger, run.run_id] = ("dropped", item.reason)
             if run.room is not None:
                 self.begin_next(self.rooms[run.room], now)
         return items.Aborted(aborted=True, ended=run.ended is not None, owner=run.owner)

@@ -77,6 +77,7 @@ class ModelRun:
     paused: int | None = None
     deadline: int | None = None
     ended: int | None = None
+    telling: int = 0
     cleaned: bool = False
     abort_reason: str | None = None
     told: str | None = None
@@ -155,17 +156,27 @@ class World:
             self.rooms[run.room].pause(run.run_id)
             self.begin_next(self.rooms[run.room], now)
 
-    def tell_to_end(self, run: ModelRun, reason: str, now: int) -> None:
-        """A run that nobody has ends at once, and there is nothing to clean; another one's owner is to settle it."""
+    def tell_to_end(self, run: ModelRun, reason: str, now: int, *, unheard: bool = False) -> None:
+        """A run that nobody has ends at once, and another one's owner is to settle it.
+
+        There is nothing to clean, unless somebody wants to hear of its end.
+        """
         run.abort_reason = reason
         run.lines.append("run:abort")
         if run.owner is not None:
             return
-        run.status, run.ended, run.cleaned = "aborted", now, True
+        heard = run.telling and not unheard
+        run.status, run.ended, run.cleaned, run.telling = "aborted", now, not heard, 2 if heard else 0
         run.lines.append("run:aborted")
         run.forget_all()
+        run.due = now if heard else None
         if run.room is not None:
-            self.rooms[run.room].leave(run.run_id)
+            room = self.rooms[run.room]
+            if not heard or run.run_id in room.waiting:
+                room.leave(run.run_id)
+                run.room = None if heard else run.room
+            else:
+                room.end(run.run_id)
 
     def signal(self, run: ModelRun, patch: Any) -> None:
         """Keeps a patch for a run."""

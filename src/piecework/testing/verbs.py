@@ -142,6 +142,12 @@ class Verbs:
         final: str = await self.do(runs.settle, item, folds.decide_settle)
         return final
 
+    async def end_told(self, run: Run) -> bool:
+        """Notes that a run's end has been heard of."""
+        item = items.EndTold(run_id=run.run_id, epoch=run.epoch)
+        new: bool = await self.do(runs.end_told, item, folds.decide_end_told)
+        return new
+
     async def cleaned(self, run: Run) -> int:
         """Frees an ended run's slot."""
         item = items.Cleaned(run_id=run.run_id, epoch=run.epoch)

@@ -13,12 +13,14 @@ from piecework.run.admission import SingletonLoop, slot_of
 from piecework.store.items import Route
 from piecework.store.values import check_identifier, encode_mapping
 from piecework.telemetry import signals
+from piecework.workflow.hooks import NO_HOOKS
 
 if TYPE_CHECKING:
     from piecework.bus.event import Event
     from piecework.container.container import Container
     from piecework.run.admission import Mode
     from piecework.workflow.definition import Trigger, Workflow
+    from piecework.workflow.hooks import Hooks
 
 KIND = "workflow"
 
@@ -31,18 +33,24 @@ class Registered:
         workflow: Its definition.
         mode: How many of its runs may be live.
         container: What its services of scope workflow live in.
+        hooks: What it wants to hear of its runs.
     """
 
     workflow: Workflow
     mode: Mode
     container: Container
+    hooks: Hooks = NO_HOOKS
 
 
 class Catalogue:
-    """Registered workflows by id and by event type."""
+    """Registered workflows by id and by event type.
+
+    One that leaves gets no more events, while its runs may still be carried to their ends.
+    """
 
     def __init__(self) -> None:
         self._by_id: dict[str, Registered] = {}
+        self._leaving: dict[str, Registered] = {}
         self._by_event: dict[str, list[tuple[Registered, Trigger]]] = {}
         self._versions: dict[str, str | None] = {}
 
@@ -67,12 +75,26 @@ class Catalogue:
             raise NotFoundError.among("workflow", workflow_id, self._by_id)
         return self._by_id[workflow_id]
 
+    def find(self, workflow_id: str) -> Registered | None:
+        """A workflow whose runs can be carried here: it is registered, or just leaves."""
+        return self._by_id.get(workflow_id) or self._leaving.get(workflow_id)
+
+    def carried(self) -> list[str]:
+        """The ids of the workflows whose runs can be carried here."""
+        return [*self._by_id, *self._leaving]
+
     def check_free(self, workflow_id: str) -> None:
         """Refuses an id that is taken.
 
         Raises:
-            ConflictError: The workflow is registered already.
+            ConflictError: The workflow is registered already, or it is just leaving.
         """
+        if workflow_id in self._leaving:
+            raise ConflictError(
+                f"workflow {workflow_id!r} is being deregistered, and its last runs are still ending: wait for "
+                "deregister to return",
+                id=workflow_id,
+            )
         if workflow_id in self._by_id:
             raise ConflictError(f"workflow {workflow_id!r} is registered already: deregister it first", id=workflow_id)
 
@@ -84,17 +106,27 @@ class Catalogue:
         for trigger in registered.workflow.triggers.values():
             self._by_event.setdefault(trigger.event, []).append((registered, trigger))
 
+    def leave(self, workflow_id: str) -> Registered | None:
+        """Takes a workflow out as far as events go: its runs are carried on until it is removed. Answers what it is."""
+        leaving = self._by_id.get(workflow_id)
+        if leaving is not None:
+            self.remove(workflow_id)
+            self._leaving[workflow_id] = leaving
+        return leaving
+
     def remove(self, workflow_id: str) -> Registered | None:
-        """Takes a workflow out: from now on no event reaches it. Answers what it was."""
+        """Takes a workflow out: from now on no event reaches it and no run is carried. Answers what it was."""
+        leaving = self._leaving.pop(workflow_id, None)
         gone = self._by_id.pop(workflow_id, None)
-        if gone is not None:
-            self._versions = {name: version for name, version in self._versions.items() if name != workflow_id}
-            for event_type in {trigger.event for trigger in gone.workflow.triggers.values()}:
-                left = [entry for entry in self._by_event[event_type] if entry[0] is not gone]
-                if left:
-                    self._by_event[event_type] = left
-                else:
-                    del self._by_event[event_type]
+        if gone is None:
+            return leaving
+        self._versions = {name: version for name, version in self._versions.items() if name != workflow_id}
+        for event_type in {trigger.event for trigger in gone.workflow.triggers.values()}:
+            left = [entry for entry in self._by_event[event_type] if entry[0] is not gone]
+            if left:
+                self._by_event[event_type] = left
+            else:
+                del self._by_event[event_type]
         return gone
 
     def routes(self, event: Event) -> list[Route]:
@@ -142,6 +174,7 @@ def _route(registered: Registered, trigger: Trigger, event: Event) -> Route:
         version=workflow.version,
         patch=patch,
         refused=refused,
+        telling=registered.hooks.of_end,
     )
 
 

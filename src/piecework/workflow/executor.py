@@ -11,9 +11,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from piecework.clock import micros
-from piecework.container.state import merge
+from piecework.container.state import State, merge
 from piecework.errors import (
     AbortedError,
     ClosedError,
@@ -26,39 +27,52 @@ from piecework.errors import (
     describe,
     trace_of,
 )
-from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle
+from piecework.run.failure import step_delay
+from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_end_told, decide_settle, decide_unresume
+from piecework.run.info import run_info
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.logger import LogBook, RunLogger
 from piecework.run.parts import encode
-from piecework.store.items import Cleaned, CommitStage, Continue, Park, Settle
+from piecework.store.items import Cleaned, CommitStage, Continue, EndTold, NewEntry, Park, Settle, Unresume
 from piecework.store.values import encode_mapping
-from piecework.store.verbs.runs import cleaned, commit_stage, settle
+from piecework.store.verbs.runs import cleaned, commit_stage, end_told, settle, unresume
 from piecework.telemetry import signals
 from piecework.workflow.catalogue import KIND, Catalogue
 from piecework.workflow.flight import Flight, event_of
+from piecework.workflow.hook_calls import HookCalls, HookContext, calling_workflow
+from piecework.workflow.hooks import NO_HOOKS
 from piecework.workflow.pause import WaitFor, resume_patch, waits_of
-from piecework.workflow.stages import Stages, target_of
+from piecework.workflow.result import Result, RunMetadata, RunValue, error_from, result_of
+from piecework.workflow.stages import Stages, copy_of, target_of
 from piecework.workflow.state import initial_state, merge_all, snapshot
 from piecework.workspace.calls import open_workspace
 from piecework.workspace.context import Host, current_workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from piecework.bus.event import Event
     from piecework.run.node import Node
     from piecework.store.items import Claimed, Progress, Route
     from piecework.store.records import EventRow, Run, Wait
+    from piecework.workflow.catalogue import Registered
     from piecework.workflow.definition import Instruction, Stage
+    from piecework.workflow.hooks import Hooks
     from piecework.workspace.workspace import Workspace
 
 
+_RESUME_TRIES = 3
+
+
 class Executor:
-    """The kind `workflow`: carries its runs to their next pause or their end.
+    """The kind `workflow`: carries its runs to their next pause or their end, and calls the hooks on the way.
 
     Args:
         host: The app, for workspaces.
         catalogue: The registered workflows.
         crash_limit: How often a run may take its process down without progress.
         abort_grace_seconds: How long an aborted step may go on.
+        hook_timeout_seconds: How long one call of a hook may take.
         payload_limit_bytes: The largest encoded state.
     """
 
@@ -71,6 +85,7 @@ class Executor:
         *,
         crash_limit: int,
         abort_grace_seconds: float,
+        hook_timeout_seconds: float,
         payload_limit_bytes: int,
     ) -> None:
         self._host = host
@@ -78,6 +93,7 @@ class Executor:
         self._crash_limit = crash_limit
         self._abort_grace_seconds = abort_grace_seconds
         self._limit = payload_limit_bytes
+        self.hooks = HookCalls(host, catalogue, hook_timeout_seconds)
         self._stages = Stages(host.clock, payload_limit_bytes)
         self._node: Node | None = None
         self._left: set[asyncio.Task[None]] = set()
@@ -95,7 +111,7 @@ class Executor:
 
     def known(self) -> list[str]:
         """The workflows whose runs may be claimed here."""
-        return self._catalogue.ids()
+        return self._catalogue.carried()
 
     def versions(self) -> dict[str, str | None]:
         """The registered workflows with their versions."""
@@ -123,35 +139,44 @@ class Executor:
                 asyncio.get_running_loop().call_later(self._abort_grace_seconds, flight.abandon)
 
     def carries_caller(self, workflow_id: str) -> bool:
-        """Whether the calling code is part of a run of this workflow."""
-        try:
-            flight = self.flights.get(current_workspace().run_id or "")
-        except PieceworkError:
-            return False
+        """Whether the calling code is part of a run of this workflow, or of one of its hooks."""
+        if calling_workflow() == workflow_id:
+            return True
+        flight = self.calling_flight()
         return flight is not None and flight.run.workflow_id == workflow_id
+
+    def calling_flight(self) -> Flight | None:
+        """The run that the calling code is a part of, if it is part of one."""
+        try:
+            return self.flights.get(current_workspace().run_id or "")
+        except PieceworkError:
+            return None
 
     async def execute(self, claimed: Claimed) -> None:
         """Carries a run to its next pause or its end."""
         if Status(claimed.run.status) in ENDED:
-            await self._clean(claimed.run)
+            await self._end_unheard(claimed)
             return
         if claimed.run.attempt > self._crash_limit:
-            await self._settle_without_code(claimed.run, self._crashed(claimed.run))
+            await self._fail_without_code(claimed, self._crashed(claimed.run))
             return
-        if claimed.run.workflow_id not in self._catalogue:
+        if self._catalogue.find(claimed.run.workflow_id) is None:
             # Deregistered while the claim was under way: the run stays, for whoever registers the workflow again.
             raise StoppedError(f"workflow {claimed.run.workflow_id!r} was deregistered", run_id=claimed.run.run_id)
         try:
             flight = self._board(claimed)
         except PieceworkError as error:
-            await self._settle_without_code(claimed.run, error)
+            await self._fail_without_code(claimed, error)
             return
         self.flights[flight.run.run_id] = flight
         try:
             await self._fly(flight)
         finally:
-            if self.flights.get(flight.run.run_id) is flight:
-                del self.flights[flight.run.run_id]
+            self._prune(flight)
+
+    def _prune(self, flight: Flight) -> None:
+        if self.flights.get(flight.run.run_id) is flight:
+            del self.flights[flight.run.run_id]
 
     # -- the heart -----------------------------------------------------------------------------------------------
 
@@ -159,21 +184,29 @@ class Executor:
         """Runs stages until the run pauses or ends; settles, closes its workspace, frees its slot."""
         committed = ended = False
         try:
-            async with self._workspace(flight) as ws:
+            async with self._workspace(flight.run, flight.registered, flight.shown, flight.book) as ws:
                 error = self._verdict_before(flight) or await self._run_body(flight, ws)
                 await flight.book.flush()
                 ended = await self._settle(flight, error)
+                if ended:
+                    await self._close(flight, ws)
                 committed = True
         except BaseExceptionGroup:
             if not committed:
                 raise
             # What failed while closing has been shown by the workspace; the run's outcome stands.
         if ended:
-            await self._clean(flight.run)
+            self._prune(flight)
+            signals.emit(signals.RUN_PRUNED, level="debug")
+            await self._clean(flight.run, flight.registered.hooks)
 
     async def _run_stages(self, flight: Flight, ws: Workspace) -> None:
         """Goes from stage to stage; returns when the run has nothing more to do, raises `_Parked` when it pauses."""
+        if flight.visit == 0:
+            await self._prepare(flight, ws)
         while (stage := self._stage(flight)) is not None:
+            if flight.resumed:
+                await self._resume(flight, ws)
             patches = await self._stages.run_steps(flight, ws, stage)
             state = merge_all(flight.state, patches)
             instruction, wait_for = self._stages.route(flight, stage, state)
@@ -181,11 +214,92 @@ class Executor:
             await self._commit(flight, stage, state, instruction, wait_for)
             flight.show()
 
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    async def _prepare(self, flight: Flight, ws: Workspace) -> None:
+        """Lets `on_prepare` see the run before its first stage; one that fails fails the run."""
+        hook = flight.registered.hooks.on_prepare
+        error = None if hook is None else await self._call_before("on_prepare", hook, flight, ws)
+        if error is not None:
+            flight.note("hook:error", "on_prepare", error=describe(error))
+            raise error
+
+    async def _resume(self, flight: Flight, ws: Workspace) -> None:
+        """Lets `on_resume` see a resumed run before its next stage; one that fails pauses the run again."""
+        flight.resumed = False
+        hook = flight.registered.hooks.on_resume
+        error = None if hook is None else await self._call_before("on_resume", hook, flight, ws)
+        if error is not None:
+            raise _NotResumed(error)
+
+    async def _call_before(
+        self, name: str, hook: Callable[..., Any], flight: Flight, ws: Workspace
+    ) -> ExecutionFailedError | None:
+        run = flight.run
+        ctx = HookContext(
+            run_id=run.run_id,
+            workflow_id=run.workflow_id,
+            trigger_id=run.trigger_id,
+            pipeline_id=run.pipeline_id,
+            event=copy_of(flight.event),
+            workspace=ws,
+            logger=ws.logger,
+            _read=lambda: snapshot(flight.state),
+            _write=lambda patch: self._write(flight, name, patch),
+        )
+        error = await self.hooks.call(name, hook, (ctx,), run, ws)
+        if error is None and ctx.reason is not None:
+            raise AbortedError(f"run {run.run_id} was aborted: {ctx.reason}", run_id=run.run_id)
+        return error
+
+    def _write(self, flight: Flight, name: str, patch: Mapping[str, Any]) -> None:
+        flight.state = merge(flight.state, self._stages.checked(dict(patch), f"what {name} wrote"))
+        flight.show()
+
+    async def _close(self, flight: Flight, ws: Workspace) -> None:
+        """Lets `on_complete` hear of the end; the run's place is held until it has, and whoever waits hears later."""
+        run = flight.run
+        hook = flight.registered.hooks.on_complete
+        if hook is not None and flight.ended is not None:
+            await self._tell_end(run, hook, flight.ended, ws)
+        self.node.news.announce(run.run_id, flight.ended_as)
+        signals.emit(signals.RUN_CLOSED, level="debug")
+
+    async def _tell_end(self, run: Run, hook: Callable[..., Any], result: Result, ws: Workspace) -> None:
+        error = await self.hooks.call("on_complete", hook, (result,), run, ws)
+        assert result.ok or result.error  # looked at: it need not warn
+        entries = () if error is None else (_hook_error("on_complete", error),)
+        item = EndTold(run_id=run.run_id, epoch=run.epoch, entries=entries)
+        await self.node.commit(end_told, item, decide_end_told)
+
+    async def _end_unheard(self, claimed: Claimed) -> None:
+        """Does what is left of a run that ended where nobody could: without an owner, or under one that has died."""
+        run = claimed.run
+        registered = self._catalogue.find(run.workflow_id)
+        if registered is None:
+            signals.emit(signals.HOOKS_SKIPPED, level="warning", run_id=run.run_id, workflow_id=run.workflow_id)
+            await self._clean(run, NO_HOOKS)
+            return
+        hook = registered.hooks.on_complete
+        if run.telling and hook is None:
+            await self.node.commit(end_told, EndTold(run_id=run.run_id, epoch=run.epoch), decide_end_told)
+        elif run.telling and hook is not None:
+            shown = State()
+            stored = claimed.values.get("state")
+            state = {} if stored is None else msgspec.json.decode(stored)
+            shown.commit(state)
+            book = LogBook(self.node.commit, run.run_id, run.epoch, run.decision, run.attempt)
+            async with self._workspace(run, registered, shown, book) as ws:
+                await self._tell_end(run, hook, result_of(run_info(run), state), ws)
+                await book.flush()
+        self.node.news.announce(run.run_id, run.status)
+        await self._clean(run, registered.hooks)
+
     # -- its parts -----------------------------------------------------------------------------------------------
 
     def _board(self, claimed: Claimed) -> Flight:
         run = claimed.run
-        registered = self._catalogue.get(run.workflow_id)
+        registered = self._catalogue.find(run.workflow_id) or self._catalogue.get(run.workflow_id)
         pipelines = registered.workflow.pipelines
         if run.trigger_id not in pipelines:
             raise NotFoundError.among("trigger", run.trigger_id, pipelines, hint=f"run {run.run_id} was started by it")
@@ -217,21 +331,21 @@ class Executor:
             visit=run.visit,
             stage=run.stage,
             abort_reason=self.node.abort_reason(run),
+            resumed=patch is not None,
         )
         flight.take_signals(claimed.signals)
         flight.show()
         return flight
 
-    def _workspace(self, flight: Flight) -> Any:
-        run = flight.run
+    def _workspace(self, run: Run, registered: Registered, shown: State, book: LogBook) -> Any:
         return open_workspace(
             self._host,
-            parents=(flight.registered.container,),
+            parents=(registered.container,),
             space=run.space,
             key=run.run_id,
             run_id=run.run_id,
-            state=flight.shown,
-            logger=RunLogger(flight.book, run_id=run.run_id, workflow_id=run.workflow_id),
+            state=shown,
+            logger=RunLogger(book, run_id=run.run_id, workflow_id=run.workflow_id),
         )
 
     def _verdict_before(self, flight: Flight) -> PieceworkError | None:
@@ -330,6 +444,7 @@ class Executor:
             raise _Parked
         if progress.outcome == "resumed" and progress.patch is not None:
             flight.state = merge(flight.state, msgspec.json.decode(progress.patch))
+            flight.resumed = True
         flight.take_signals(progress.signals)
 
     async def _settle(self, flight: Flight, error: BaseException | None) -> bool:
@@ -340,10 +455,15 @@ class Executor:
             self.node.news.announce(run.run_id, Status.PAUSED)
             self.node.wake()  # its deadline may be the next thing to do, and a successor may have got its place
             return False
+        if isinstance(error, _NotResumed):
+            if run.attempt < _RESUME_TRIES:
+                return await self._pause_again(flight, error.cause)
+            error = error.cause
         item = Settle(
             run_id=run.run_id,
             epoch=run.epoch,
             status=_status_of(error),
+            telling=flight.registered.hooks.on_complete is not None,
             state=encode(flight.state) if error is None else None,
             error=None if error is None else encode(describe(error) | {"trace": trace_of(error)}).decode(),
             entries=flight.take_entries(),
@@ -355,24 +475,71 @@ class Executor:
             signals.emit(
                 signals.RUN_ENDED, level="warning", status=status, error=describe(error), exception=trace_of(error)
             )
-        self.node.news.announce(run.run_id, status)
+        flight.ended_as = status
+        if item.telling:
+            flight.ended = self._as_ended(flight, status, error)
         return True
 
-    async def _settle_without_code(self, run: Run, error: PieceworkError) -> None:
-        item = Settle(run_id=run.run_id, epoch=run.epoch, status=Status.FAILED, error=encode(describe(error)).decode())
+    def _as_ended(self, flight: Flight, status: str, error: BaseException | None) -> Result:
+        """What a run came to, as `on_complete` is told."""
+        metadata = RunMetadata(flight.run.run_id, status)
+        if status == Status.ABORTED:
+            error = error if isinstance(error, AbortedError) else AbortedError(f"run {flight.run.run_id} was aborted")
+        if error is None:
+            return Result(value=RunValue(status, snapshot(flight.state)), metadata=metadata)
+        return Result(error=error_from(describe(error)), metadata=metadata)
+
+    async def _pause_again(self, flight: Flight, error: ExecutionFailedError) -> bool:
+        """Pauses a run that could not be resumed, for another try later; answers that it has not ended."""
+        run = flight.run
+        seconds = step_delay(max(1, run.attempt), 1.0)
+        item = Unresume(
+            run_id=run.run_id,
+            epoch=run.epoch,
+            due_at=self.node.now() + micros(seconds),
+            error=encode(describe(error)).decode(),
+        )
+        await self.node.commit(unresume, item, decide_unresume)
+        self.node.news.announce(run.run_id, Status.PAUSED)
+        self.node.wake()
+        return False
+
+    async def _fail_without_code(self, claimed: Claimed, error: PieceworkError) -> None:
+        """Fails a run of which no stage can run here; its hooks hear of that as far as they are there."""
+        run, told = claimed.run, encode(describe(error)).decode()
+        registered = self._catalogue.find(run.workflow_id)
+        telling = registered is not None and registered.hooks.on_complete is not None
+        item = Settle(run_id=run.run_id, epoch=run.epoch, status=Status.FAILED, telling=telling, error=told)
         status: str = await self.node.commit(settle, item, decide_settle)
         signals.emit(signals.RUN_ENDED, level="warning", status=status, error=describe(error))
-        self.node.news.announce(run.run_id, status)
-        await self._clean(run)
+        await self._end_unheard(replace(claimed, run=replace(run, status=status, error=told, telling=int(telling))))
 
-    async def _clean(self, run: Run) -> None:
-        started: int = await self.node.commit(cleaned, Cleaned(run_id=run.run_id, epoch=run.epoch), decide_cleaned)
+    async def _clean(self, run: Run, hooks: Hooks) -> None:
+        """Lets `on_cleanup` do its part, and frees the run's place for the next."""
+        entries: tuple[NewEntry, ...] = ()
+        if hooks.on_cleanup is not None:
+            error = await self.hooks.call("on_cleanup", hooks.on_cleanup, (), run, None)
+            entries = () if error is None else (_hook_error("on_cleanup", error),)
+        item = Cleaned(run_id=run.run_id, epoch=run.epoch, entries=entries)
+        started: int = await self.node.commit(cleaned, item, decide_cleaned)
         if started:
             self.node.wake()
 
 
 class _Parked(Exception):  # noqa: N818 - a signal to the heart, not an error
     """The run has paused: its commit said so."""
+
+
+class _NotResumed(Exception):  # noqa: N818 - a signal to the heart, not an error of its own
+    """The hook that a resumed run begins with has failed."""
+
+    def __init__(self, cause: ExecutionFailedError) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
+
+
+def _hook_error(name: str, error: ExecutionFailedError) -> NewEntry:
+    return NewEntry(type="hook:error", path=name, payload=encode({"error": describe(error)}))
 
 
 def _status_of(error: BaseException | None) -> Status:

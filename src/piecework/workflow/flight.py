@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from piecework.store.records import Run
     from piecework.workflow.catalogue import Registered
     from piecework.workflow.definition import Pipeline
+    from piecework.workflow.result import Result
 
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """A run while it executes here: what the store last said, and what has happened since."""
+    """A run while it executes here: what the store last said, and what has happened since.
+
+    `resumed` says that it goes on with a patch that `on_resume` has not seen, `ended` and `ended_as` what it came to.
+    """
 
     run: Run
     registered: Registered
@@ -38,6 +42,9 @@ class Flight:
     body: asyncio.Task[None] | None = None
     abandoned: asyncio.Future[None] | None = None
     abort_reason: str | None = None
+    resumed: bool = False
+    ended: Result | None = None
+    ended_as: str = ""
     signalled: int = 0
     shown: State = field(default_factory=State)
 

@@ -23,6 +23,7 @@ from piecework.store.verbs.nodes import raise_limit, register_routes, retire_wor
 from piecework.telemetry import signals
 from piecework.workflow.catalogue import KIND, Catalogue, Registered
 from piecework.workflow.definition import Workflow
+from piecework.workflow.hooks import NO_HOOKS
 from piecework.workflow.pauses import Pauses
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from piecework.store.contract import Store
     from piecework.store.records import RouteRow, WorkflowRow
     from piecework.workflow.executor import Executor
+    from piecework.workflow.hooks import Hooks
     from piecework.workspace.context import Host
 
 _Standing = tuple["WorkflowRow", list["RouteRow"]]
@@ -130,7 +132,7 @@ class Registrar:
         self._coming: dict[str, asyncio.Task[None]] = {}
         self.turn = asyncio.Lock()
 
-    async def register(self, workflow: Workflow, mode: Mode | None) -> None:
+    async def register(self, workflow: Workflow, mode: Mode | None, hooks: Hooks = NO_HOOKS) -> None:
         """Registers a workflow; see `Runtime.register`."""
         if self._stopped:
             raise _stopped(getattr(workflow, "id", workflow))
@@ -142,7 +144,7 @@ class Registrar:
             raise ConflictError(
                 f"workflow {workflow.id!r} is being registered by another call: let that one end", id=workflow.id
             )
-        registration = _Registration(Registered(workflow, checked, self._container(workflow)))
+        registration = _Registration(Registered(workflow, checked, self._container(workflow), hooks))
         # A task of its own, so that whoever stops the runtime can end it, and a caller who is cancelled its clean-up.
         task = asyncio.create_task(self._carry_out(registration), name=f"register {workflow.id}")
         self._coming[workflow.id] = task
@@ -156,6 +158,15 @@ class Registrar:
             raise _stopped(workflow.id) if self._stopped else _gave_up(workflow.id)
         task.result()
         self._tell_shadows(workflow)
+
+    def check_open(self) -> None:
+        """Refuses new work once the runtime has stopped.
+
+        Raises:
+            StoppedError: It has.
+        """
+        if self._stopped:
+            raise StoppedError("the runtime has stopped and starts no runs: the store keeps those that there are")
 
     async def stop(self) -> None:
         """Takes no more, and ends what is being registered: it is undone. Stopping twice is harmless."""

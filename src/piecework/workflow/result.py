@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import piecework.errors
 from piecework.errors import ExecutionFailedError, PieceworkError
+from piecework.run.lifecycle import Status
+
+if TYPE_CHECKING:
+    from piecework.run.info import RunInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,14 @@ class Result:
             warnings.warn(
                 f"nobody looked at a failed {self!r}: check .ok or call .unwrap()", ResourceWarning, stacklevel=2
             )
+
+
+def result_of(info: RunInfo, state: dict[str, Any]) -> Result:
+    """How a run stands, or what it came to."""
+    metadata = RunMetadata(info.run_id, info.status)
+    if info.error is not None and info.status in {Status.FAILED, Status.ABORTED}:
+        return Result(error=error_from(info.error), metadata=metadata)
+    return Result(value=RunValue(info.status, state, info.waiting_for), metadata=metadata)
 
 
 def error_from(stored: dict[str, Any]) -> PieceworkError:

@@ -20,15 +20,18 @@ from piecework.run.folds_nodes import no_decision
 from piecework.run.info import RunInfo, TimelineEntry, WorkflowInfo, run_info, timeline_entry
 from piecework.run.intake import check_payload
 from piecework.run.lifecycle import ENDED, Status
+from piecework.run.parts import HELD
 from piecework.store.items import Abort, Aborted, Resume, Retired, RetireWorkflow
 from piecework.store.records import Entry, NodeRow, RouteRow, Run, WorkflowRow
 from piecework.store.records import RunValue as StoredValue
 from piecework.store.values import check_identifier, decode, encode_mapping
 from piecework.store.verbs.nodes import retire_workflow
 from piecework.store.verbs.runs import abort, resume
-from piecework.workflow.catalogue import KIND, Catalogue, Registered
+from piecework.workflow.catalogue import KIND, Catalogue
+from piecework.workflow.hooks import Hooks
+from piecework.workflow.leaving import Leaving
 from piecework.workflow.registrar import Registrar
-from piecework.workflow.result import Result, RunMetadata, RunValue, error_from
+from piecework.workflow.result import Result, RunMetadata, error_from, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,10 +89,22 @@ class Runtime:
         self._serving = serving
         self.before_wait: Callable[[str], None] | None = None
         self._registrar = Registrar(host, store, node, intake, executor, catalogue, clock, env, serving=serving)
+        self._leaving = Leaving(host, store, node, executor, catalogue, self._registrar.turn, serving=serving)
 
     # -- workflows -----------------------------------------------------------------------------------------------
 
-    async def register(self, workflow: Workflow, *, mode: Mode | None = None) -> None:
+    async def register(
+        self,
+        workflow: Workflow,
+        *,
+        mode: Mode | None = None,
+        on_prepare: Callable[..., Any] | None = None,
+        on_complete: Callable[..., Any] | None = None,
+        on_resume: Callable[..., Any] | None = None,
+        on_cleanup: Callable[..., Any] | None = None,
+        on_dispatch: Callable[..., Any] | None = None,
+        replace: bool = False,
+    ) -> None:
         """Lets events start a workflow from now on. Whole or not at all: also when it fails late or is cancelled.
 
         A service of the workflow may have the id of one of the app's: in its runs it takes that one's place, and a line
@@ -98,6 +113,15 @@ class Runtime:
         Args:
             workflow: The definition.
             mode: How many runs may be live; Transient() when omitted.
+            on_prepare: Called with a `HookContext` before a run's first stage: may write state, or abort.
+            on_complete: Called with the `Result` of a run that has ended, before anybody else is told: at least once.
+            on_resume: Called with a `HookContext` before a resumed run goes on; where it fails, the run is paused
+                again, and at the third time fails.
+            on_cleanup: Called with nothing once a run has let go of everything; then its successor starts.
+            on_dispatch: Called with the `DispatchResult` of each decision about an event.
+            replace: Takes the place of the workflow of that id, if there is one: its runs that execute here are
+                interrupted and go on under the new definition, what waits is kept, and no event is lost meanwhile. When
+                the new one cannot be registered the old one is gone nevertheless, and its events wait for a next one.
 
         Raises:
             StoppedError: The runtime has stopped, or stopped meanwhile.
@@ -107,26 +131,59 @@ class Runtime:
             StoreError: It could not be made known.
             Exception: Whatever the factory of a service with lazy=False raised.
         """
-        await self._registrar.register(workflow, mode)
+        hooks = Hooks(
+            on_prepare=on_prepare,
+            on_complete=on_complete,
+            on_resume=on_resume,
+            on_cleanup=on_cleanup,
+            on_dispatch=on_dispatch,
+        )
+        await self.register_with(workflow, mode, hooks, replace=replace)
 
-    async def deregister(self, workflow_id: str) -> None:
-        """Lets no further event reach a workflow, interrupts its runs and closes its services. Unknown ids: nothing.
+    async def register_with(
+        self, workflow: Workflow, mode: Mode | None, hooks: Hooks, *, replace: bool = False
+    ) -> None:
+        """Registers a workflow whose hooks were put together before; see `register`."""
+        if replace:
+            self._registrar.check_open()
+            await self._leaving.give_way(workflow.id)
+        await self._registrar.register(workflow, mode, hooks)
 
-        Runs stay as they are in the store and go on when the workflow is registered again. Unless another node has the
-        workflow, events that still wait for it are dropped.
+    async def deregister(
+        self, workflow_id: str, *, grace_seconds: float | None = None, abort_paused: bool = False
+    ) -> None:
+        """Lets no further event reach a workflow, ends its runs and closes its services. Unknown ids: nothing.
+
+        Where other nodes have the workflow, the runs that execute here go on there. On the last node that has it the
+        events and the runs that still wait are dropped, and those that run may end by themselves for a while; then they
+        are aborted. Paused runs stay paused, whatever happens to them meanwhile: they live again when the workflow is
+        registered again. Called from one of its own steps or hooks it returns at once, and the rest is done beside.
+
+        Args:
+            workflow_id: The workflow.
+            grace_seconds: How long runs may go on; as long as an aborted step may when not given.
+            abort_paused: Whether paused runs are aborted too.
 
         Raises:
             StoreError: The store could not be told: events that others accept are still kept for the workflow. Here it
                 is gone all the same.
         """
-        gone = self._catalogue.remove(workflow_id)
+        gone = self._catalogue.leave(workflow_id)
         if gone is None:
             return
-        if self._executor.carries_caller(workflow_id):
-            # A step cannot wait for the end of its own run: somebody else does.
-            self._host.supervisor.spawn(lambda: self._retire(gone), name=f"deregister {workflow_id}")
-        else:
-            await self._retire(gone)
+        grace = self._host.settings.abort_grace_seconds if grace_seconds is None else grace_seconds
+        own = self._executor.calling_flight()
+        mine = own.run.run_id if own is not None and own.run.workflow_id == workflow_id else ""
+        finish = partial(self._leaving.finish, gone, grace_seconds=grace, abort_paused=abort_paused, own=mine)
+        alone = False
+        try:
+            alone = await self._leaving.announce(gone, own=mine)
+        finally:
+            if self._executor.carries_caller(workflow_id):
+                # A step cannot wait for the end of its own run: somebody else does.
+                self._host.supervisor.spawn(partial(finish, alone=alone), name=f"deregister {workflow_id}")
+            else:
+                await finish(alone=alone)
 
     def has_workflow(self, workflow_id: str) -> bool:
         """Whether a workflow is registered."""
@@ -178,23 +235,20 @@ class Runtime:
         nodes: list[NodeRow] = await self._store.read("living_nodes", {"now": self._clock.now()}, NodeRow)
         return nodes
 
-    async def stop(self) -> None:
-        """Deregisters every workflow and takes no more. Stopping twice is harmless.
+    async def stop(self, *, grace_seconds: float | None = None) -> None:
+        """Takes no more workflows, lets runs end for a while, takes every workflow down. Stopping twice is harmless.
+
+        Nothing of it is forgotten in the store: runs that had not ended, and events that come meanwhile, wait for the
+        next node that has their workflow. Whoever waits for such a run here is told STOPPED.
+
+        Args:
+            grace_seconds: How long runs may go on; `close_timeout_seconds` when not given.
 
         Raises:
             ExceptionGroup: Services of some workflows failed to close; all were closed.
         """
         await self._registrar.stop()
-        failures: list[Exception] = []
-        for workflow_id in self._catalogue.ids():
-            try:
-                gone = self._catalogue.remove(workflow_id)
-                if gone is not None:
-                    await self._take_down(gone)
-            except Exception as error:  # noqa: BLE001 - raised with the others, after all have been closed
-                failures.append(error)
-        if failures:
-            raise ExceptionGroup("workflows could not be closed", failures)
+        await self._leaving.stop(grace_seconds)
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
@@ -215,7 +269,9 @@ class Runtime:
             that is cancelled leaves the run to itself.
         """
         try:
-            workflow = self._catalogue.get(workflow_id).workflow
+            self._registrar.check_open()
+            registered = self._catalogue.get(workflow_id)
+            workflow = registered.workflow
             if trigger_id not in workflow.triggers:
                 raise NotFoundError.among("trigger", trigger_id, workflow.triggers)
             told = told_event(event)
@@ -232,9 +288,10 @@ class Runtime:
                 trigger_id=trigger_id,
                 pipeline_id=workflow.pipelines[trigger_id].id,
                 version=workflow.version,
+                telling=registered.hooks.of_end,
             )
             if not wait:
-                return self._as_result(await self._run(run_id), {})
+                return result_of(run_info(await self._run(run_id)), {})
             return await self._result(await self._reached(run_id, "paused", 0))
         except PieceworkError as error:
             return Result(error=error, metadata=await self._metadata(run_id))
@@ -264,8 +321,11 @@ class Runtime:
                 resume, item, decide_resume, self._clock.now(), lambda _: self._node.wake()
             )
             if not wait:
-                return self._as_result(woken, {})
-            return await self._result(await self._reached(run_id, "paused", woken.resume_count))
+                return result_of(run_info(woken), {})
+            reached = await self._reached(run_id, "paused", woken.resume_count)
+            if reached.status == Status.PAUSED and reached.patched:
+                return await self._not_resumed(reached)
+            return await self._result(reached)
         except PieceworkError as error:
             return Result(error=error, metadata=await self._metadata(run_id))
 
@@ -411,21 +471,6 @@ class Runtime:
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    async def _retire(self, gone: Registered) -> None:
-        try:
-            if self._serving:
-                item = RetireWorkflow(workflow_id=gone.workflow.id, node_id=self._node.node_id)
-                async with self._registrar.turn:
-                    await self._store.run(retire_workflow, item, no_decision, self._clock.now())
-                    if self._node.started:
-                        await self._node.register()
-        finally:
-            await self._take_down(gone)
-
-    async def _take_down(self, gone: Registered) -> None:
-        await self._node.interrupt(KIND, gone.workflow.id)
-        await gone.container.dispose()
-
     async def _check_runs_somewhere(self, workflow_id: str) -> None:
         """Refuses a workflow that no node has: a run of it that is woken would not run."""
         if not self._store.shared:
@@ -467,21 +512,23 @@ class Runtime:
             try:
                 run = await self._run(run_id)
                 paused = until == "paused" and run.status == Status.PAUSED and run.resume_count >= resumes
-                if paused or run.status in ENDED:
+                if paused or (run.status in ENDED and run.telling != HELD):
                     return run
-                await self._node.news.after(news)
+                with self._leaving.waiting(run, news):
+                    await self._node.news.after(news)
             finally:
                 news.cancel()
 
-    async def _result(self, run: Run) -> Result:
-        return self._as_result(run, decode((await self._values(run.run_id)).get("state")) or {})
+    async def _not_resumed(self, run: Run) -> Result:
+        """Says why a run that was woken is paused again."""
+        entries = [entry for entry in await self.timeline(run.run_id) if entry.type == "run:unresumed"]
+        told = (
+            entries[-1].payload if entries and entries[-1].payload else {"message": f"run {run.run_id} is paused again"}
+        )
+        return Result(error=error_from(told), metadata=RunMetadata(run.run_id, run.status))
 
-    def _as_result(self, run: Run, state: dict[str, Any]) -> Result:
-        metadata = RunMetadata(run.run_id, run.status)
-        info = run_info(run)
-        if info.error is not None and run.status in {Status.FAILED, Status.ABORTED}:
-            return Result(error=error_from(info.error), metadata=metadata)
-        return Result(value=RunValue(run.status, state, info.waiting_for), metadata=metadata)
+    async def _result(self, run: Run) -> Result:
+        return result_of(run_info(run), decode((await self._values(run.run_id)).get("state")) or {})
 
 
 def told_event(event: Event) -> dict[str, Any]:

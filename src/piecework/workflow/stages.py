@@ -108,7 +108,7 @@ class Stages:
                     step_id=step.id,
                     attempt=attempt,
                     state=snapshot(flight.state),
-                    event=_copy_of(flight.event),
+                    event=copy_of(flight.event),
                     workspace=fork,
                     logger=logger,
                     idempotency_key=key,
@@ -131,10 +131,14 @@ class Stages:
                 raise
             # Nobody cancelled it but itself: handed on, the run would be given back and run again for ever.
             raise ExecutionFailedError(f"step {stage.id}/{step.id} raised CancelledError", step=step.id) from None
-        return self._checked(value, f"what step {stage.id}/{step.id} returned")
+        return self.checked(value, f"what step {stage.id}/{step.id} returned")
 
-    def _checked(self, value: Any, what: str) -> dict[str, Any]:
-        """A step's patch as it will be read back; nothing for None."""
+    def checked(self, value: Any, what: str) -> dict[str, Any]:
+        """A patch of the user's as it will be read back; nothing for None.
+
+        Raises:
+            ValidationError: It is not JSON, or a key begins with two underscores.
+        """
         if value is None:
             return {}
         patch: dict[str, Any] = msgspec.json.decode(encode_mapping(value, what=what, limit_bytes=self._limit))
@@ -149,7 +153,7 @@ class Stages:
             return stage.router, None
         if isinstance(stage.wait, WaitFor):
             return pause(), stage.wait
-        view = StateView(snapshot(state), flight.run.run_id, flight.run.workflow_id, _copy_of(flight.event))
+        view = StateView(snapshot(state), flight.run.run_id, flight.run.workflow_id, copy_of(flight.event))
         if stage.wait is not None:
             wait_for = _ask(stage, "wait function", stage.wait, view)
             if not isinstance(wait_for, WaitFor):
@@ -178,7 +182,7 @@ def target_of(pipeline: Pipeline, stage: Stage, instruction: Instruction) -> str
     return pipeline.stages[following].id if following < len(pipeline.stages) else None
 
 
-def _copy_of(event: Event) -> Event:
+def copy_of(event: Event) -> Event:
     """An event that user code may do with what it likes."""
     return replace(event, payload=snapshot(event.payload))
 

@@ -107,6 +107,7 @@ CREATE TABLE runs (
     resume_count INTEGER NOT NULL,
     patched INTEGER NOT NULL,
     signals INTEGER NOT NULL,
+    telling INTEGER NOT NULL,
     cleaned INTEGER NOT NULL,
     due_at INTEGER,
     expires_at INTEGER,

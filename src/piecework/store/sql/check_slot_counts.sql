@@ -5,9 +5,10 @@ SELECT s.slot_key AS subject,
        || coalesce(c.paused, 0) AS message
 FROM slots s LEFT JOIN (
     SELECT slot_key,
-           sum(CASE WHEN status IN ('running', 'paused') OR (status = 'queued' AND due_at IS NOT NULL) THEN 1 ELSE 0 END) AS live,
+           sum(CASE WHEN status IN ('running', 'paused') OR (status = 'queued' AND due_at IS NOT NULL)
+                OR (ended_at IS NOT NULL AND telling = 1) THEN 1 ELSE 0 END) AS live,
            sum(CASE WHEN status = 'queued' AND due_at IS NULL THEN 1 ELSE 0 END) AS queued,
-           sum(CASE WHEN status IN ('completed', 'failed', 'aborted') THEN 1 ELSE 0 END) AS closing,
+           sum(CASE WHEN status IN ('completed', 'failed', 'aborted') AND telling <> 1 THEN 1 ELSE 0 END) AS closing,
            sum(CASE WHEN status = 'paused' THEN 1 ELSE 0 END) AS paused
     FROM runs WHERE slot_key IS NOT NULL AND NOT (cleaned = 1 AND status IN ('completed', 'failed', 'aborted'))
     GROUP BY slot_key

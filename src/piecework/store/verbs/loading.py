@@ -163,7 +163,7 @@ def conclude(draft: Draft) -> Generator[Request, Any, None]:
             topics.append(f"run:{run.run_id}")
             if was.status == "paused" and run.resume_count > was.resume_count:  # woken with a patch, and ended at once
                 woken.append(run.run_id)
-        elif run.status == "paused" != was.status:
+        elif run.status == "paused" != was.status or was.telling != run.telling:
             topics.append(f"run:{run.run_id}")
         if run.abort_reason is not None and was.abort_reason is None and run.owner is not None:
             topics.append(f"abort:{run.owner}:{run.run_id}")

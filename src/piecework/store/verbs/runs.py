@@ -17,6 +17,7 @@ from piecework.store.items import (
     Append,
     Cleaned,
     CommitStage,
+    EndTold,
     Enqueue,
     Enqueued,
     Park,
@@ -160,7 +161,19 @@ def _findable(waits: Sequence[Wait]) -> Generator[Request, Any, dict[tuple[objec
 
 
 def settle(items: Sequence[Settle], decide: Decide, now: int) -> Script:
-    """Ends runs: terminal status, result and error; what they waited for is forgotten. The slot is closing."""
+    """Ends runs: terminal status, result and error; what they waited for is forgotten. The slot is closing.
+
+    A run whose end somebody wants to hear of keeps its place in the slot until they have.
+    """
+    draft = Draft()
+    run_ids = [item.run_id for item in items]
+    yield from lock_slots(draft, (), run_ids)
+    yield from load_runs(draft, run_ids)
+    return (yield from decided(draft, items, decide, now))
+
+
+def end_told(items: Sequence[EndTold], decide: Decide, now: int) -> Script:
+    """Notes that the ends of runs have been heard of: from here on their slots are closing."""
     draft = Draft()
     run_ids = [item.run_id for item in items]
     yield from lock_slots(draft, (), run_ids)
