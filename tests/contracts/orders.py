@@ -41,10 +41,10 @@ def start(later, to, **options):
     return later.accept(event(routes=[route(to, **options)]))
 
 
-async def ended(verbs, to=None):
+async def ended(verbs, to=None, **options):
     """A run that has ended and is to be cleaned."""
     run = await verbs.running(to)
-    await verbs.settle(run)
+    await verbs.settle(run, **options)
     return run
 
 

@@ -158,6 +158,23 @@ async def _settle(verbs):
     return Later(verbs).settle(run, result=b"1")
 
 
+async def _settle_to_be_told(verbs):
+    run = await verbs.running()
+    return Later(verbs).settle(run, telling=True)
+
+
+async def _end_told(verbs):
+    run = await verbs.running(slot())
+    await verbs.settle(run, telling=True)
+    return Later(verbs).end_told(run)
+
+
+async def _abort_to_be_told(verbs):
+    await verbs.running(slot())
+    queued = await verbs.start(slot(), telling=True)
+    return Later(verbs).abort(queued.run_id or "", token="t")
+
+
 async def _cleaned(verbs):
     run = await ended(verbs, slot())
     await verbs.start(slot())
@@ -343,6 +360,9 @@ DEATHS = {
     _park: ("parked", "parked"),
     _park_beside_an_event: ("resumed", "resumed"),
     _settle: ("completed", "completed"),
+    _settle_to_be_told: ("completed", "completed"),
+    _end_told: ("True", "False"),
+    _abort_to_be_told: ("ended", "ended"),
     _cleaned: ("1", "0"),
     _release: ("True", "False"),
     _resume: ("woken", "woken"),

@@ -102,7 +102,9 @@ async def test_two_batches_of_events_in_opposite_order(arena):
     }
 
 
-@pytest.mark.parametrize("verb", ["settle", "cleaned", "resume", "abort", "signal", "release", "append", "register"])
+@pytest.mark.parametrize(
+    "verb", ["settle", "end_told", "cleaned", "resume", "abort", "signal", "release", "append", "register"]
+)
 async def test_two_batches_of_one_verb_in_opposite_order(arena, verb):
     """Two batches about the same runs, each in its own order, do not wait in a ring."""
 
@@ -115,6 +117,8 @@ async def test_two_batches_of_one_verb_in_opposite_order(arena, verb):
                     taken.append(await verbs.paused(transient(name)))
                 case "cleaned":
                     taken.append(await ended(verbs, slot(name)))
+                case "end_told":
+                    taken.append(await ended(verbs, slot(name), telling=True))
                 case _:
                     taken.append(await verbs.running(slot(name)))
         match verb:

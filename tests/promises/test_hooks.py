@@ -179,7 +179,7 @@ async def test_a_failing_on_prepare_fails_the_run(make_app, hangs):
 
 @pytest.mark.covers("R24")
 async def test_on_resume_sees_the_patch_before_the_stage_does(make_app):
-    """`on_resume` gets the run as it goes on: with the patch, before the first resumed stage, which sees what it writes."""
+    """`on_resume` gets the run as it goes on: with the patch, before the resumed stage, which sees what it writes."""
     seen = []
 
     async def resume(ctx):
@@ -401,7 +401,7 @@ async def test_a_failing_hook_changes_no_result(make_app, hook):
 
 @pytest.mark.covers("E23")
 async def test_on_complete_cannot_move_its_own_run(make_app):
-    """`resume` and `abort` of the run itself inside `on_complete` answer INVALID_STATE and False, without a deadlock."""
+    """`resume` and `abort` of the run itself inside `on_complete` answer INVALID_STATE and False: no deadlock."""
     told = []
 
     async def complete(result):
@@ -466,7 +466,7 @@ async def test_a_replacement_waits_for_the_cleanup(make_app, gate):
 
 @pytest.mark.covers("E27")
 async def test_a_step_that_ignores_its_end_is_left_behind(make_app):
-    """A replaced run whose step ignores the cancel is abandoned after its grace and ends aborted; the new one starts."""
+    """A replaced run whose step ignores the cancel is abandoned after its grace, aborted; the new one starts."""
     stuck, release, ran = asyncio.Event(), asyncio.Event(), []
 
     async def stubborn(ctx):
@@ -658,7 +658,7 @@ async def test_deregister_may_end_paused_runs_too(make_app):
 
 
 async def test_what_waits_is_kept_when_a_workflow_is_replaced(make_app, gate):
-    """`register(…, replace=True)` loses nothing: what ran, what waits and what comes meanwhile goes on under the new one."""
+    """`register(…, replace=True)` loses nothing: what ran, waits or comes meanwhile goes on under the new one."""
     ran = []
     async with make_app() as app:
         await hooked(app, flow(gate), mode=Serialized())
@@ -671,7 +671,7 @@ async def test_what_waits_is_kept_when_a_workflow_is_replaced(make_app, gate):
 
 
 async def test_a_stopped_runtime_tells_those_who_wait(make_app, gate):
-    """`stop` tells whoever waits for a run that has not ended STOPPED, takes no calls, and leaves the run to the next."""
+    """`stop` tells whoever waits for an unended run STOPPED, takes no calls, and leaves the run to the next node."""
     async with make_app() as app:
         await hooked(app, flow(gate))
         run_id = run_id_of(await app.publish("go"))

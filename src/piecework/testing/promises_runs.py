@@ -122,6 +122,53 @@ class RunPromises:
         assert (result.outcome, result.reason) == ("queued", "closing")
         assert await verbs.cleaned(run) == 1
 
+    async def test_an_end_that_is_to_be_told_keeps_its_place(self, verbs: Verbs) -> None:
+        """A run whose end is to be heard of keeps its place until it was; then its slot is closing as ever."""
+        run = await verbs.running(slot(capacity=0))
+        await verbs.settle(run, telling=True)
+        assert (await verbs.start(slot(capacity=0))).outcome == "dropped"
+        assert await verbs.end_told(run)
+        assert not await verbs.end_told(run)
+        result = await verbs.start(slot(capacity=0))
+        assert (result.outcome, result.reason) == ("queued", "closing")
+        assert await verbs.cleaned(run) == 1
+
+    async def test_cleaned_without_having_been_told(self, verbs: Verbs) -> None:
+        """A run that is clean gives its place up, also when nobody ever heard of its end."""
+        run = await verbs.running(slot())
+        await verbs.start(slot())
+        await verbs.settle(run, telling=True)
+        assert await verbs.cleaned(run) == 1
+        assert len(await verbs.claim()) == 1
+
+    async def test_an_end_is_told_after_its_end_only(self, verbs: Verbs) -> None:
+        """Of a run that has not ended nobody has heard the end."""
+        run = await verbs.running(slot())
+        with pytest.raises(InvalidStateError, match=run.run_id):
+            await verbs.end_told(run)
+
+    async def test_abort_of_runs_whose_end_is_to_be_told(self, verbs: Verbs) -> None:
+        """A queued or paused run that is aborted has ended at once, and is due once more, only for that to be told."""
+        run = await verbs.running(slot())
+        queued = await verbs.start(slot(), telling=True)
+        assert (await verbs.abort(queued.run_id or "")).ended
+        assert (await verbs.run(queued.run_id or "")).status == Status.ABORTED
+        (claimed,) = await verbs.claim()
+        assert (claimed.run.run_id, claimed.run.status, claimed.run.attempt) == (queued.run_id, Status.ABORTED, 0)
+        assert await verbs.end_told(claimed.run)
+        assert await verbs.cleaned(claimed.run) == 0
+        assert await verbs.end(run) == 0
+
+    async def test_what_waits_can_be_dropped(self, verbs: Verbs) -> None:
+        """A run that waits can be dropped, with what became of its event; one that runs stays as it is."""
+        run = await verbs.running(slot())
+        queued = await verbs.start(slot(), telling=True)
+        assert not (await verbs.abort(run.run_id, dropping=True)).aborted
+        assert (await verbs.abort(queued.run_id or "", dropping=True)).ended
+        ended = await verbs.run(queued.run_id or "")
+        assert (ended.status, ended.cleaned) == (Status.ABORTED, 1)
+        assert await verbs.claim() == []
+
     async def test_cleaned_after_a_lost_reply(self, verbs: Verbs) -> None:
         """A slot is freed once, however often its run is reported clean."""
         run = await verbs.running(slot())

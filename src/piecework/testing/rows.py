@@ -54,6 +54,7 @@ def route(
     version: str | None = "1",
     patch: bytes | None = None,
     refused: str | None = None,
+    telling: bool = False,
 ) -> items.Route:
     """A trigger that an event matches."""
     return items.Route(
@@ -67,6 +68,7 @@ def route(
         version=version,
         patch=patch,
         refused=refused,
+        telling=telling,
     )
 
 

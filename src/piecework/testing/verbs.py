@@ -93,9 +93,9 @@ class Verbs:
         """Takes in an event without triggers; answers what became of it at each waiting run."""
         return (await self.accept(event(type_, payload))).dispatched
 
-    async def start(self, to: Slot, *, run_id: str | None = None) -> items.DispatchResult:
-        """Takes in an event with one trigger."""
-        outcome = await self.accept(event(routes=[route(to, run_id=run_id)]))
+    async def start(self, to: Slot, *, run_id: str | None = None, telling: bool = False) -> items.DispatchResult:
+        """Takes in an event with one trigger; `telling`: somebody wants to hear of the run's end."""
+        outcome = await self.accept(event(routes=[route(to, run_id=run_id, telling=telling)]))
         return outcome.dispatched[0]
 
     async def claim(
@@ -179,9 +179,16 @@ class Verbs:
         outcome: items.Signalled = await self.do(runs.signal, item, folds.decide_signal)
         return outcome
 
-    async def abort(self, run_id: str, reason: str = "no longer needed", *, token: str | None = None) -> items.Aborted:
-        """Ends a run from outside."""
-        item = items.Abort(run_id=run_id, reason=reason, token=token)
+    async def abort(
+        self,
+        run_id: str,
+        reason: str = "no longer needed",
+        *,
+        token: str | None = None,
+        dropping: bool = False,
+    ) -> items.Aborted:
+        """Ends a run from outside, or with `dropping` only if it waits."""
+        item = items.Abort(run_id=run_id, reason=reason, token=token, dropping=dropping)
         outcome: items.Aborted = await self.do(runs.abort, item, folds.decide_abort)
         return outcome
 
