@@ -32,6 +32,7 @@ from piecework.space.supply import WorkerSupply
 from piecework.store.sqlite import SqliteStore
 from piecework.workflow.catalogue import Catalogue
 from piecework.workflow.executor import Executor
+from piecework.workflow.hot import HotRuns
 from piecework.workflow.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         abort_grace_seconds=settings.abort_grace_seconds,
         hook_timeout_seconds=settings.hook_timeout_seconds,
         payload_limit_bytes=settings.payload_limit_bytes,
+        resumes_limit=settings.max_resumes_without_progress,
+        hot=HotRuns(declared.app.clock, window_seconds=settings.pause_window_seconds, limit=settings.hot_runs_limit),
     )
     desk = Desk(declared.desk_app)
     supply = None

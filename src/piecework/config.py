@@ -29,6 +29,10 @@ class Settings:
         heartbeat_seconds: How often it says so.
         loop_stall_seconds: After how long without a turn of its loop it stops saying so.
         crash_limit: How often a run may take its process down without progress before it fails with CRASHED.
+        pause_window_seconds: How long the services of a paused run are kept alive; 0 keeps none.
+        hot_runs_limit: Of how many paused runs at once; those that paused first go first.
+        max_resumes_without_progress: How often in a row a run may pause before the same stage and go on at once with a
+            kept event, with nothing in its state changed, before it fails.
         close_timeout_seconds: How long one closer of a service may take.
         hook_timeout_seconds: How long one call of a workflow's hook may take.
         abort_grace_seconds: How long an aborted step may go on before it is abandoned.
@@ -57,6 +61,9 @@ class Settings:
     heartbeat_seconds: float = 3
     loop_stall_seconds: float = 60
     crash_limit: int = 5
+    pause_window_seconds: float = 900
+    hot_runs_limit: int = 1000
+    max_resumes_without_progress: int = 10_000
     close_timeout_seconds: float = 10
     hook_timeout_seconds: float = 30
     abort_grace_seconds: float = 10

@@ -299,6 +299,29 @@ class RunTimeline(Form, frozen=True):
         return _page(items, next_cursor=items[-1]["seq"] if more else None)
 
 
+class ExplainRun(Form, frozen=True):
+    """Explains why an event did, or would, wake a run or not: `{items, next_cursor}`, an answer for each of its waits.
+
+    Attributes:
+        event_id: Of an event that was published; or, of one that might be:
+        type: Its type, and its `payload`.
+    """
+
+    op: ClassVar[str] = "runs.explain"
+    run_id: str
+    event_id: str | None = None
+    type: str | None = None
+    payload: dict[str, Any] = {}
+
+    async def answer(self, app: OpenApp) -> Any:
+        """As of the last commit."""
+        if (self.event_id is None) is (self.type is None):
+            raise ValidationError("explain needs either the id of an event or a type (and a payload)")
+        asked = self.event_id if self.type is None else Event(self.type, self.payload)
+        assert asked is not None
+        return _page(await app.runtime.explain(self.run_id, asked))
+
+
 class ResumeRun(Form, frozen=True):
     """Wakes a paused run: `{run_id, status, state, waiting_for}` of where it came to, or `{run_id, status}` at once.
 
@@ -609,6 +632,7 @@ _FORMS: dict[str, type[Form]] = {
         ShowRun,
         RunState,
         RunTimeline,
+        ExplainRun,
         ResumeRun,
         WakeRun,
         WaitRun,

@@ -106,6 +106,17 @@ def test_a_timeline_is_shown(ask, order):
     assert ask("runs", "timeline", order, "--json").json["items"][0]["type"] == "run:started"
 
 
+def test_a_run_is_explained(ask, fail, order):
+    """`runs explain` tells for each wait and clause why an event does not wake a run, and would like to know which."""
+    asked = ("runs", "explain", order, "--type", "order.approved", "--payload", '{"id": 8}')
+    out = ask(*asked).out
+    assert "does not match: id == 7 is not met: the event has 8" in out
+    assert "NOT id == 7, has 8" in out
+    (answer,) = ask(*asked, "--json").json["items"]
+    assert (answer["matches"], answer["clauses"][0]["ok"]) == (False, False)
+    assert "either the id of an event or a type" in fail("runs", "explain", order)
+
+
 def test_a_run_is_resumed(ask, order):
     """`runs resume` waits for what the run comes to."""
     assert f"run {order} is completed" in ask("runs", "resume", order, "--patch", '{"by": "Ada"}').out

@@ -118,8 +118,8 @@ def piece(piece_id, *, observed="idle", run_id=None, next_run_at=None):
     )  # fmt: skip
 
 
-def wait(run_id, event_type="order.paid", wait_id=None):
-    return Wait(wait_id or f"w-{run_id}", event_type, run_id, "", "", "p", b"[]", None, None, 1000, NOW)
+def wait(run_id, event_type="order.paid", wait_id=None, mode="any"):
+    return Wait(wait_id or f"w-{run_id}", event_type, run_id, "", "", "p", b"[]", None, None, 1000, NOW, mode)
 
 
 CONTENT = (
@@ -156,8 +156,12 @@ CONTENT = (
     piece("broken", observed="broken"),
     wait("wide-paused"),
     wait("wide-paused", "order.lost"),
+    # One of each type: the second has still to come.
+    wait("wide-paused", "order.lost", "w-both", "all"),
+    wait("wide-paused", "order.paid", "w-both", "all"),
+    Buffered("wide-paused", 8, "w-both", "order.lost", b"{}"),
     wait("fifo-live"),
-    Buffered("fifo-live", 9, "w-fifo-live", b"{}"),
+    Buffered("fifo-live", 9, "w-fifo-live", "order.paid", b"{}"),
     Signal("fifo-live", 1, b"{}", NOW),
     RunValue("job-done", "result", b"1"),
     RunValue("fifo-live", "patch", b"{}"),
@@ -265,11 +269,20 @@ PLANTED = [
     ("value_without_run", "run nobody", "UPDATE run_values SET run_id = 'nobody' WHERE name = 'result'"),
     ("timeline_without_run", "run nobody", "UPDATE timeline SET run_id = 'nobody'"),
     ("buffered_while_paused", "run wide-paused", "UPDATE buffers SET run_id = 'wide-paused'"),
+    (
+        "buffered_while_paused",
+        "run wide-paused",
+        "UPDATE buffers SET run_id = 'wide-paused', wait_id = 'w-both' WHERE run_id = 'fifo-live'",
+    ),
     ("buffered_while_paused", "run wide-paused", f"{UNRESUMED}; UPDATE runs SET expires_at = NULL"),
     ("waiting_for", "run wide-paused", "UPDATE runs SET waiting_for = '[\"order.paid\"]' WHERE run_id = 'wide-paused'"),
     ("waiting_for", "run wide-paused", "UPDATE runs SET waiting_for = NULL WHERE run_id = 'wide-paused'"),
     ("waiting_for", "run wide-paused", "UPDATE runs SET waiting_for = 'order.paid' WHERE run_id = 'wide-paused'"),
-    ("waiting_for", "run wide-paused", "DELETE FROM waits WHERE run_id = 'wide-paused'"),
+    (
+        "waiting_for",
+        "run wide-paused",
+        "DELETE FROM buffers WHERE run_id = 'wide-paused'; DELETE FROM waits WHERE run_id = 'wide-paused'",
+    ),
     ("piece_without_run", "piece acme/hn", "UPDATE pieces SET run_id = NULL WHERE piece_id = 'hn'"),
     ("piece_without_run", "piece acme/hn", "UPDATE pieces SET run_id = 'nobody' WHERE piece_id = 'hn'"),
     ("piece_without_run", "piece acme/hn", "UPDATE pieces SET run_id = 'hn-last' WHERE piece_id = 'hn'"),

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from msgspec.structs import replace
 
-from piecework.run import admission, folds, parts
+from piecework.run import admission, folds, parts, waking
 from piecework.store.sqlite import SqliteStore
 from piecework.testing.model import store_machine
 
@@ -95,6 +95,7 @@ def _starts_beside_the_clean_up(slot):
     [
         (folds, "owned", _any_epoch),
         (folds, "check_held", lambda _run: None),
+        (waking, "next_met", lambda _waits, kept: kept[:1]),
         (folds, "forget_patch", lambda _draft, run: run),
         (admission, "paused", _keeps_its_place),
         (admission, "startable", _starts_beside_the_clean_up),

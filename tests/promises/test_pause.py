@@ -134,7 +134,15 @@ async def test_a_registration_wakes_the_run_later(make_app):
         {"events": ["x"], "conditions": [{"field": "n", "op": "~", "value": 1}]},
         {"events": ["x"], "conditions": [{"op": "==", "value": 1}]},
         {"events": ["x"], "conditions": [{"field": "n", "op": "==", "value": object()}]},
+        {"events": ["x"], "conditions": [{"field": "n", "op": "==", "value": {"$state": ""}}]},
+        {"events": ["x"], "conditions": [{"field": "n", "op": "==", "value": {"$state": "nothing"}}]},
+        {"events": ["x"], "mode": "some"},
         {"events": ["x"], "timeout_seconds": 0},
+        {"events": ["x"], "timeout_seconds": -1},
+        {"events": ["x"], "timeout_seconds": float("nan")},
+        {"events": ["x"], "timeout_seconds": True},
+        {"events": ["x"], "timeout_seconds": "5"},
+        {"events": ["x"], "window_seconds": 0},
         {"events": ["x"], "max_buffer": 0},
     ],
 )
@@ -181,31 +189,85 @@ async def test_all_conditions_have_to_hold(make_app):
 
 
 MISSING = object()
-TABLE = [
-    pytest.param("==", 7, [7, 7.0], [8, "7", True, None, [7], MISSING], marks=pytest.mark.covers("R78"), id="=="),
-    pytest.param("!=", 7, [8, "7", True, [7]], [7, 7.0, None, MISSING], marks=pytest.mark.covers("R79"), id="!="),
-    pytest.param(">", 7, [8, 7.5], [7, 6, "8", True, None, [8], MISSING], marks=pytest.mark.covers("R80"), id=">"),
-    pytest.param(">=", 7, [7, 8], [6.5, "8", None, {}, MISSING], marks=pytest.mark.covers("R81"), id=">="),
-    pytest.param("<", 7, [6, -1.5], [7, 8, "6", False, None, MISSING], marks=pytest.mark.covers("R82"), id="<"),
-    pytest.param("<=", 7, [7, 6], [7.5, "6", None, [], MISSING], marks=pytest.mark.covers("R83"), id="<="),
-    pytest.param("exists", None, [0, False, "", []], [None, MISSING], marks=pytest.mark.covers("R84"), id="exists"),
-    pytest.param(">", "b", ["c"], ["a", "b", 8], marks=pytest.mark.covers("R80"), id="> of texts"),
-]
 
 
-@pytest.mark.parametrize(("op", "expected", "met", "unmet"), TABLE)
-@pytest.mark.covers("E43")
-async def test_a_clause_is_met_or_not_and_never_raises(make_app, op, expected, met, unmet):
-    """A clause is met by what the operator says, and by nothing odd, null or missing; it never raises."""
+async def clause(make_app, op, expected, met, unmet):
+    """Publishes to runs that wait with one clause: each value that meets it wakes one, none of the others does."""
     wait = WaitFor("more", conditions=[{"field": "n", "op": op, "value": expected}])
-    async with make_app(Workflow("flow", on="go", stages=[Stage("a", wait=wait), Stage("b")])) as app:
+    async with make_app(waiting(wait)) as app:
         for value in met:
             run_id = await paused(app, await app.publish("go"))
             for other in unmet:
-                payload = {} if other is MISSING else {"n": other}
-                assert (await app.publish("more", payload)).dispatched == [], other
-            assert [r.run_id for r in (await app.publish("more", {"n": value})).dispatched] == [run_id], value
+                assert (await app.publish("more", payload_of(other))).dispatched == [], other
+            assert [r.run_id for r in (await app.publish("more", payload_of(value))).dispatched] == [run_id], value
             assert (await app.runtime.wait(run_id, timeout_seconds=20)).ok
+
+
+def payload_of(value):
+    """A payload with a value, or without one."""
+    return {} if value is MISSING else {"n": value}
+
+
+@pytest.mark.covers("R78")
+async def test_equal(make_app):
+    """`==` is met by an equal value, 7.0 for 7, and by nothing else, null or missing."""
+    await clause(make_app, "==", 7, [7, 7.0], [8, "7", True, None, [7], MISSING])
+
+
+@pytest.mark.covers("R79")
+async def test_unequal(make_app):
+    """`!=` is met by any other value, and by neither null nor a missing field."""
+    await clause(make_app, "!=", 7, [8, "7", True, [7]], [7, 7.0, None, MISSING])
+
+
+@pytest.mark.covers("R80")
+async def test_greater(make_app):
+    """`>` is met by a greater number, of texts by a later one, and by nothing odd, null or missing."""
+    await clause(make_app, ">", 7, [8, 7.5], [7, 6, "8", True, None, [8], MISSING])
+
+
+@pytest.mark.covers("R80")
+async def test_greater_text(make_app):
+    """`>` is met by a text that comes later, and by no number."""
+    await clause(make_app, ">", "b", ["c"], ["a", "b", 8])
+
+
+@pytest.mark.covers("R81")
+async def test_greater_or_equal(make_app):
+    """`>=` is met by a greater or equal number, and by nothing odd, null or missing."""
+    await clause(make_app, ">=", 7, [7, 8], [6.5, "8", None, {}, MISSING])
+
+
+@pytest.mark.covers("R82")
+async def test_less(make_app):
+    """`<` is met by a smaller number, and by nothing odd, null or missing."""
+    await clause(make_app, "<", 7, [6, -1.5], [7, 8, "6", False, None, MISSING])
+
+
+@pytest.mark.covers("R83")
+async def test_less_or_equal(make_app):
+    """`<=` is met by a smaller or equal number, and by nothing odd, null or missing."""
+    await clause(make_app, "<=", 7, [7, 6], [7.5, "6", None, [], MISSING])
+
+
+@pytest.mark.covers("R84")
+async def test_exists(make_app):
+    """`exists` is met by any value but null."""
+    await clause(make_app, "exists", None, [0, False, "", []], [None, MISSING])
+
+
+@pytest.mark.covers("R84")
+async def test_exists_not(make_app):
+    """`exists` with False is met by null and by a missing field, and by no value."""
+    await clause(make_app, "exists", False, [None, MISSING], [0, False, "", []])
+
+
+@pytest.mark.covers("E43")
+@pytest.mark.parametrize(("op", "met"), [("==", 7), ("!=", 8), (">", 8), (">=", 7), ("<", 6), ("<=", 7)])
+async def test_an_odd_payload_meets_nothing(make_app, op, met):
+    """What cannot be compared with a number meets no order, a bool is no number, and nothing raises."""
+    odd = [True, "7", [7], {"n": 7}, None, MISSING, {"n": {"n": [None] * 50}}]
+    await clause(make_app, op, 7, [met], [value for value in odd if op != "!=" or value in (None, MISSING)])
 
 
 async def test_a_clause_steps_into_mappings(make_app):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter, validators
@@ -88,6 +89,40 @@ async def timeline(run_id: str, /, *, as_json: AsJson = False, where: _Where = N
         show_json(page)
     else:
         show_timeline(page["items"])
+
+
+@runs.command
+async def explain(
+    run_id: str,
+    /,
+    *,
+    event: str | None = None,
+    type: str | None = None,  # noqa: A002 - the word of the field
+    payload: JsonObject | None = None,
+    as_json: AsJson = False,
+    where: _Where = None,
+) -> None:
+    """Explain why an event did, or would, wake a run or not.
+
+    Args:
+        run_id: Which run.
+        event: The id of an event that was published.
+        type: Instead of an id, the type of an event that might be.
+        payload: Its payload, a JSON object.
+        as_json: Print JSON.
+        where: Which node.
+    """
+    page = await ask(where or Where(), "runs.explain", run_id=run_id, event_id=event, type=type, payload=payload)
+    if as_json:
+        show_json(page)
+        return
+    for answer in page["items"]:
+        name = f"wait {answer['wait_id']} for {answer['event_type']}" if answer["wait_id"] else f"run {run_id}"
+        say(f"{name}: {'matches' if answer['matches'] else 'does not match'}: {answer['reason']}")
+        for clause in answer["clauses"]:
+            mark = "ok " if clause["ok"] else "NOT"
+            told = f"{clause['field']} {clause['op']} {json.dumps(clause['expected'])}"
+            say(f"  {mark} {told}, has {json.dumps(clause['actual'])}")
 
 
 @runs.command

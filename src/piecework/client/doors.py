@@ -17,6 +17,7 @@ from piecework.run.link import revived_error
 from piecework.space.service import PieceRecord
 from piecework.store.items import DispatchResult
 from piecework.store.values import encode_mapping
+from piecework.workflow.explain import ClauseAnswer, Explanation
 from piecework.workflow.result import Result, RunMetadata, RunValue
 from piecework.workflow.runtime import told_event
 
@@ -313,6 +314,23 @@ class RemoteRuntime:
         found = await _pages(self._link, "runs.timeline", {"run_id": run_id})
         return [_of(TimelineEntry, told) for told in found]
 
+    async def explain(self, run_id: str, event: Event | str) -> list[Explanation]:
+        """Why an event did, or did not, or would wake a run; see `Runtime.explain`.
+
+        Raises:
+            NotFoundError: There is no such run, or no event of that id (any more).
+            ValidationError: The event's type or payload is not acceptable.
+            NoNodeError: There is no node.
+        """
+        asked: dict[str, Any] = {"run_id": run_id}
+        if isinstance(event, str):
+            asked["event_id"] = event
+        else:
+            told = told_event(event)
+            asked |= {"type": told["type"], "payload": told["payload"]}
+        page = await self._link.ask("runs.explain", asked)
+        return [as_explanation(item) for item in page["items"]]
+
 
 class RemotePieces:
     """The door to pieces, as a client has it: see `PieceService`, whose names and answers these are."""
@@ -434,6 +452,12 @@ def as_result(told: Mapping[str, Any]) -> Result:
     if told["error"] is not None:
         return Result(error=revived_error(told["error"]), metadata=metadata)
     return Result(value=RunValue(**told["value"]), metadata=metadata)
+
+
+def as_explanation(told: Mapping[str, Any]) -> Explanation:
+    """An Explanation as the desk told it."""
+    clauses = tuple(ClauseAnswer(**clause) for clause in told["clauses"])
+    return Explanation(**{**told, "clauses": clauses})
 
 
 def _failed(error: PieceworkError, run_id: str, metadata: RunMetadata | None) -> Result:

@@ -31,7 +31,7 @@ from piecework.run.parts import (
     words,
     write_entries,
 )
-from piecework.run.waking import wake, with_reason
+from piecework.run.waking import joined_patch, next_met, take_kept, wake, with_reason
 from piecework.store.items import (
     Abort,
     Aborted,
@@ -181,11 +181,10 @@ def _park(draft: Draft, run: Run, park: Park, now: int) -> Progress:
     _replace_stage_waits(draft, run, park, now)
     waits = draft.of_run(Wait, run.run_id)
     run = replace(run, stage=park.stage)
-    buffered = sorted(draft.of_run(Buffered, run.run_id), key=lambda row: row.event_seq)
-    if buffered:
-        first = buffered[0]
-        draft.remove(Buffered, *first.identity())
-        patch = with_reason(msgspec.json.decode(first.patch), "event")
+    met = next_met(waits, draft.of_run(Buffered, run.run_id))
+    if met:
+        take_kept(draft, met)
+        patch = with_reason(joined_patch(waits, met), "event")
         said = NewEntry(type="run:resumed", payload=encode({"reason": "event", "buffered": True}))
         run = write_entries(draft, replace(run, resume_count=run.resume_count + 1), (said,), now)
         draft.put(keep_patch(draft, run, patch))

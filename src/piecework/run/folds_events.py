@@ -96,10 +96,14 @@ def _write_deliveries(draft: Draft, seq: int, results: list[DispatchResult]) -> 
 def _offer_to_all(
     matches: Matcher, draft: Draft, waits: tuple[Wait, ...], event: EventRow, payload: dict[str, Any], now: int
 ) -> list[DispatchResult]:
-    """Each run that waits is met once, by the wait that it registered first."""
+    """Each run that waits is met once, by the wait that it registered first.
+
+    Waits that one event is enough for go before those that want one of each type: an event that can wake its run is
+    never kept instead.
+    """
     met: set[str] = set()
     results: list[DispatchResult] = []
-    for wait in sorted(waits, key=lambda w: (w.registered_at, w.wait_id)):
+    for wait in sorted(waits, key=lambda w: (w.mode == "all", w.registered_at, w.wait_id)):
         still = wait.run_id not in met and draft.find(Wait, *wait.identity()) is not None  # it may have ended meanwhile
         patch = matches(wait, event, payload) if still else None
         if patch is not None:

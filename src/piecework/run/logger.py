@@ -55,6 +55,11 @@ class LogBook:
         """Says that later lines follow a later decision; flush first."""
         self._decision, self._attempt, self._ordinal = decision, attempt, 1
 
+    def follow(self, epoch: int, decision: int, attempt: int) -> None:
+        """Says that later lines are of a later claim of the same run; flush first."""
+        self._epoch = epoch
+        self.decided(decision, attempt)
+
     def write(self, level: str, message: str, fields: dict[str, Any], path: str) -> None:
         """Takes a line in, from any thread; it is committed soon, at the latest with `flush`."""
         payload = encode({"message": clean_text(message), "fields": _json_fields(fields)})

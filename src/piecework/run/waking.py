@@ -1,9 +1,14 @@
-"""How a run that waits meets an event: it is woken, or the event is kept for its next pause. Pure."""
+"""How a run that waits meets an event: it is woken, or the event is kept for its next pause. Pure.
+
+A wait of mode "any" is met by one event. One of mode "all" is met when there is an event of each of its types: those
+that came first are kept until the last one is there, and go with it in the same commit.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec.structs import replace
 
 from piecework.errors import InvalidStateError
@@ -14,6 +19,8 @@ from piecework.store.items import DispatchResult, NewEntry
 from piecework.store.records import Buffered, EventRow, Run, Slot, Wait
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from piecework.store.draft import Draft
 
 
@@ -21,15 +28,71 @@ def offer_to_waiting(draft: Draft, wait: Wait, patch: dict[str, Any], event: Eve
     """Wakes a paused run; for one that runs, or is about to be woken again, the event is kept while there is room."""
     run = draft.get(Run, wait.run_id)
     result = DispatchResult(outcome="buffered", workflow_id=run.workflow_id, trigger_id="", run_id=run.run_id)
-    if run.status == Status.PAUSED and not run.patched:
+    parked = run.status == Status.PAUSED and not run.patched
+    if parked and wait.mode != "all":
         wake(draft, run, "event", with_reason(patch, "event"), now)
         return replace(result, outcome="resumed")
-    if len(draft.of_run(Buffered, run.run_id)) >= wait.max_buffer:
-        overflow = NewEntry(type="watch:overflow", payload=encode({"event_id": event.event_id}))
+    kept = draft.of_run(Buffered, run.run_id)
+    news = Buffered(run.run_id, event.seq or 0, wait.wait_id, wait.event_type, encode(patch))
+    if parked:
+        waits = draft.of_run(Wait, run.run_id)
+        found = next_met(waits, [*kept, news])
+        if found:
+            take_kept(draft, [row for row in found if row is not news])
+            wake(draft, run, "event", with_reason(joined_patch(waits, found), "event"), now)
+            return replace(result, outcome="resumed")
+    if len(kept) >= wait.max_buffer and not _is_missing(wait, kept):
+        overflow = NewEntry(
+            type="watch:overflow", payload=encode({"event_id": event.event_id, "wait_id": wait.wait_id})
+        )
         draft.put(write_entries(draft, run, (overflow,), now))
         return replace(result, outcome="dropped", reason="buffer_full")
-    draft.add(Buffered(run.run_id, event.seq or 0, wait.wait_id, encode(patch)))
+    draft.add(news)
     return result
+
+
+def next_met(waits: Sequence[Wait], kept: Sequence[Buffered]) -> list[Buffered]:
+    """The kept events that a run goes on with next, oldest first; none while nothing is complete.
+
+    That is the wait that was complete first: one of mode "any" with its event, one of mode "all" with the last of its
+    types, for each of which its oldest event counts.
+    """
+    types: dict[str, set[str]] = {}
+    for wait in waits:
+        if wait.mode == "all":
+            types.setdefault(wait.wait_id, set()).add(wait.event_type)
+    found: dict[str, dict[str, Buffered]] = {}
+    for row in sorted(kept, key=lambda row: row.event_seq):
+        if row.wait_id not in types:
+            return [row]
+        mine = found.setdefault(row.wait_id, {})
+        mine.setdefault(row.event_type, row)
+        if mine.keys() >= types[row.wait_id]:
+            return list(mine.values())
+    return []
+
+
+def joined_patch(waits: Sequence[Wait], rows: Sequence[Buffered]) -> dict[str, Any]:
+    """What a run resumes with: the last event's patch; under "all" with each type's payload as `__events__`."""
+    patches = [msgspec.json.decode(row.patch) for row in rows]
+    last: dict[str, Any] = patches[-1]
+    if not any(wait.mode == "all" and wait.wait_id == rows[0].wait_id for wait in waits):
+        return last
+    payloads = {row.event_type: patch["__resume_event__"]["payload"] for row, patch in zip(rows, patches, strict=True)}
+    return {**last, "__events__": payloads}
+
+
+def take_kept(draft: Draft, rows: Sequence[Buffered]) -> None:
+    """Takes kept events out: the run goes on with them."""
+    for row in rows:
+        draft.remove(Buffered, *row.identity())
+
+
+def _is_missing(wait: Wait, kept: Sequence[Buffered]) -> bool:
+    """Whether a wait for all of its types has none of this one yet: without room for it, it would never be met."""
+    return wait.mode == "all" and not any(
+        (row.wait_id, row.event_type) == (wait.wait_id, wait.event_type) for row in kept
+    )
 
 
 def wake(draft: Draft, run: Run, reason: str, patch: bytes | None, now: int) -> Run:

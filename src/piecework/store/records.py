@@ -262,7 +262,8 @@ class RunValue(Record, frozen=True):
 class Wait(Record, frozen=True):
     """One event type that a run waits for. `probe` finds it: see `verbs.probes`.
 
-    `stage` names the stage whose `wait=` it is; it is empty for one that a step registered.
+    `stage` names the stage whose `wait=` it is; it is empty for one that a step registered. Under `mode` "any" one
+    event is enough; under "all" there has to be one of each type under its `wait_id`.
     """
 
     table: ClassVar[str] = "waits"
@@ -279,6 +280,7 @@ class Wait(Record, frozen=True):
     timeout: int | None
     max_buffer: int
     registered_at: int
+    mode: str = "any"
 
 
 class Signal(Record, frozen=True):
@@ -294,7 +296,10 @@ class Signal(Record, frozen=True):
 
 
 class Buffered(Record, frozen=True):
-    """An event that a run waits for and that came before it paused; `patch` is what the resume will merge."""
+    """An event that a run waits for and that came before it could be used; `patch` is what the resume will merge.
+
+    It came before the run paused; or its wait wants one of each type, and others are still missing.
+    """
 
     table: ClassVar[str] = "buffers"
     key: ClassVar[tuple[str, ...]] = ("run_id", "event_seq")
@@ -302,6 +307,7 @@ class Buffered(Record, frozen=True):
     run_id: str
     event_seq: int
     wait_id: str
+    event_type: str
     patch: bytes
 
 

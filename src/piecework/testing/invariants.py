@@ -209,6 +209,18 @@ def _ended(run: Run) -> bool:
     return Status(run.status) in ENDED
 
 
+def _met(taken: Snapshot, run_id: str) -> bool:
+    """Whether what is kept for a run is enough to go on with."""
+    kept: dict[str, set[str]] = {}
+    for row in taken.buffers:
+        if row.run_id == run_id:
+            kept.setdefault(row.wait_id, set()).add(row.event_type)
+    for wait in taken.waits:
+        if wait.mode == "all" and wait.event_type not in kept.get(wait.wait_id, ()):
+            kept.pop(wait.wait_id, None)  # one of its types has still to come
+    return bool(kept)
+
+
 def _of_waits(taken: Snapshot) -> list[str]:
     told = [*((row.run_id, "waits") for row in taken.waits), *((row.run_id, "buffers") for row in taken.buffers)]
     wrong = [f"run {run_id} has ended, but {what} remember it" for run_id, what in told if _ended(taken.runs[run_id])]
@@ -216,7 +228,7 @@ def _of_waits(taken: Snapshot) -> list[str]:
     wrong += [
         f"run {run_id} is paused beside an event that it waits for"
         for run_id in sorted({row.run_id for row in taken.buffers})
-        if taken.runs[run_id].status == Status.PAUSED and not _comes_back(taken.runs[run_id])
+        if taken.runs[run_id].status == Status.PAUSED and not _comes_back(taken.runs[run_id]) and _met(taken, run_id)
     ]
     awaited: dict[str, set[str]] = {}
     for wait in taken.waits:

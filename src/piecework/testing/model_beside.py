@@ -194,6 +194,7 @@ class Beside(RuleBasedStateMachine):
         """The rows of one registration."""
         wait_for = WaitFor(
             *(draws.STAGES[stage] if stage else drawn.types),
+            mode=drawn.mode,
             conditions=drawn.clauses,
             timeout_seconds=self.soon() / SECOND if drawn.timeout else None,
             patch={"w": 1} if drawn.patch else None,

@@ -63,6 +63,7 @@ class DrawnWait:
     timeout: bool
     max_buffer: int
     patch: bool
+    mode: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ waits = st.builds(
     timeout=st.booleans(),
     max_buffer=st.sampled_from((1000, 1, 2)),
     patch=st.booleans(),
+    mode=st.sampled_from(("any", "any", "all")),
 )
 targets = st.tuples(st.sampled_from(WORKFLOWS), st.sampled_from(("a", "b")))
 """A workflow and one of its keys."""

@@ -62,12 +62,9 @@ class Events(World):
     def register_routes(self, item: RegisterRoutes, now: int) -> bool:
         """A workflow's events are those of its newest version, as it was registered last."""
         version, since = self.routes.get(item.workflow_id, (None, {}))
-        if since and _rank(version) > _rank(item.version):
+        if item.workflow_id in self.routes and _rank(version) > _rank(item.version):
             return True
-        self.routes.pop(item.workflow_id, None)
-        if item.event_types:
-            types = {name: since.get(name, now) for name in item.event_types}
-            self.routes[item.workflow_id] = (item.version, types)
+        self.routes[item.workflow_id] = (item.version, {name: since.get(name, now) for name in item.event_types})
         return True
 
     def retire(self, workflow: str) -> int:
@@ -101,10 +98,12 @@ class Events(World):
 
     def _offer_to_waiting(self, event: ModelEvent, now: int) -> list[DispatchResult]:
         found = [
-            (wait.registered_at, wait.wait_id, run, wait) for run in self.runs.values() for wait in run.waits.values()
+            (wait.mode == "all", wait.registered_at, wait.wait_id, run, wait)
+            for run in self.runs.values()
+            for wait in run.waits.values()
         ]
         results: dict[str, DispatchResult] = {}
-        for _, _, run, wait in sorted(found, key=lambda entry: entry[:2]):
+        for _, _, _, run, wait in sorted(found, key=lambda entry: entry[:3]):
             if run.run_id not in results and meets(wait, event):
                 outcome, reason = self._meet(run, wait, event, now)
                 results[run.run_id] = DispatchResult(
@@ -117,13 +116,17 @@ class Events(World):
         told = {"id": event.event_id, "type": event.type, "payload": event.payload, "space": event.space}
         base: dict[str, Any] = {} if wait.patch is None else msgspec.json.decode(wait.patch)
         patch = {**base, **event.payload, "__resume_event__": told}
-        if run.status == "paused" and "patch" not in run.values:
-            self.wake(run, "event", patch, now)
+        there = {(kept[0], kept[2]) for kept in run.kept.values()}
+        room = len(run.kept) < wait.max_buffer
+        run.kept[event.seq] = (wait.wait_id, patch, event.type)
+        met = run.take_met() if run.status == "paused" and "patch" not in run.values else None
+        if met is not None:
+            self.wake(run, "event", met, now)
             return "resumed", None
-        if len(run.kept) >= wait.max_buffer:
+        if not room and (wait.mode == "any" or (wait.wait_id, event.type) in there):
+            del run.kept[event.seq]
             run.lines.append("watch:overflow")
             return "dropped", "buffer_full"
-        run.kept[event.seq] = (wait.wait_id, patch)
         return "buffered", None
 
     def _offer(self, route: Route, event: ModelEvent, now: int, aborting: list[Aborting]) -> DispatchResult:

@@ -185,15 +185,15 @@ _TABLES: dict[str, tuple[Callable[[Model], _Facts], Callable[[Any], tuple[Any, A
     ),
     "waits": (
         lambda model: {
-            key: (run.run_id, wait.stage, wait.clauses, wait.registered_at)
+            key: (run.run_id, wait.stage, wait.clauses, wait.registered_at, wait.mode)
             for run in model.runs.values()
             for key, wait in run.waits.items()
         },
-        lambda row: ((row.wait_id, row.event_type), (row.run_id, row.stage, row.clauses, row.registered_at)),
+        lambda row: ((row.wait_id, row.event_type), (row.run_id, row.stage, row.clauses, row.registered_at, row.mode)),
     ),
     "buffers": (
         lambda model: {(run.run_id, seq): kept for run in model.runs.values() for seq, kept in run.kept.items()},
-        lambda row: ((row.run_id, row.event_seq), (row.wait_id, row.patch)),
+        lambda row: ((row.run_id, row.event_seq), (row.wait_id, row.patch, row.event_type)),
     ),
     "signals": (
         lambda model: {(run.run_id, n): patch for run in model.runs.values() for n, patch in run.signals.items()},

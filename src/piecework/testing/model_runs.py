@@ -104,8 +104,8 @@ class Model(Events):
         for wait in park.waits:
             run.waits[wait.wait_id, wait.event_type] = replace(wait, registered_at=now)
         run.stage = park.stage
-        if run.kept:
-            _, patch = run.kept.pop(min(run.kept))
+        patch = run.take_met()
+        if patch is not None:
             run.values["patch"] = {**patch, "__resume_reason__": "event"}
             run.resumes += 1
             run.lines.append("run:resumed")
@@ -209,7 +209,8 @@ class Model(Events):
         if run.owner is None and run.status == "paused" and run.deadline == item.due_at:
             return run.attempt
         self._check_held(run)
-        if run.status != "running" or "patch" not in run.values:  # no pause to go back to
+        # There is no pause to go back to, or it has been told to end.
+        if run.status != "running" or "patch" not in run.values or run.abort_reason is not None:
             raise Refused(InvalidStateError)
         run.lines.append("run:unresumed")
         self.let_go(run, item.due_at, now)

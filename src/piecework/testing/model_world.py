@@ -52,7 +52,7 @@ class ModelRun:
         values: `args`, `state`, `patch`, `result`; there is a patch while a resume is under way.
         signals: Patches by their numbers.
         waits: By id and event type.
-        kept: Events that came too early, by number: the wait that they met, and the patch.
+        kept: Events that came too early, by number: the wait that they met, the patch, and their type.
     """
 
     run_id: str
@@ -85,11 +85,29 @@ class ModelRun:
     values: dict[str, Any] = field(default_factory=dict)
     signals: dict[int, Any] = field(default_factory=dict)
     waits: dict[tuple[str, str], Wait] = field(default_factory=dict)
-    kept: dict[int, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    kept: dict[int, tuple[str, dict[str, Any], str]] = field(default_factory=dict)
 
     def waiting_for(self) -> list[str] | None:
         """The event types that a paused run says it waits for."""
         return sorted({wait.event_type for wait in self.waits.values()}) if self.status == "paused" else None
+
+    def take_met(self) -> dict[str, Any] | None:
+        """What was kept and is enough to go on with, which is then kept no more: the patch; None where nothing is."""
+        so_far: dict[str, dict[str, int]] = {}
+        for seq in sorted(self.kept):
+            wait_id, patch, type_ = self.kept[seq]
+            mine = so_far.setdefault(wait_id, {})
+            mine.setdefault(type_, seq)
+            rows = [wait for wait in self.waits.values() if wait.wait_id == wait_id]
+            if any(wait.mode == "any" for wait in rows):
+                del self.kept[seq]
+                return patch
+            if all(wait.event_type in mine for wait in rows):
+                events = {
+                    name: self.kept.pop(number)[1]["__resume_event__"]["payload"] for name, number in mine.items()
+                }
+                return {**patch, "__events__": events}
+        return None
 
     def forget(self, wait_ids: set[str]) -> None:
         """Waits no longer, and forgets what was kept because of it."""

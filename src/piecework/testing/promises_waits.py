@@ -135,6 +135,57 @@ class WaitPromises:
         assert [(await verbs.publish())[0] for _ in range(3)] == ["buffered", "buffered", "dropped"]
         assert [e.type for e in await verbs.timeline(run.run_id)][-1] == "watch:overflow"
 
+    async def test_one_event_of_each_type(self, verbs: Verbs) -> None:
+        """A run that waits for all of its types goes on with the last of them, and has the payloads of all."""
+        run = await verbs.paused(None, "order.paid", "order.lost", "order.sent", mode="all")
+        assert await verbs.publish("order.lost", n=1) == ["buffered"]
+        assert await verbs.publish("order.paid", n=2) == ["buffered"]
+        assert (await verbs.run(run.run_id)).status == Status.PAUSED
+        assert await verbs.publish("order.sent", n=3) == ["resumed"]
+        patch = (await verbs.values(run.run_id))["patch"]
+        assert (patch["n"], patch["__resume_event__"]["type"]) == (3, "order.sent")
+        assert patch["__events__"] == {"order.lost": {"n": 1}, "order.paid": {"n": 2}, "order.sent": {"n": 3}}
+
+    async def test_one_type_twice_is_not_all(self, verbs: Verbs) -> None:
+        """A second event of a type stands for no other; it counts at the next pause."""
+        await verbs.paused(None, "order.paid", "order.lost", mode="all")
+        assert [(await verbs.publish("order.paid", n=n))[0] for n in (1, 2)] == ["buffered", "buffered"]
+        assert await verbs.publish("order.lost", n=3) == ["resumed"]
+        (claimed,) = await verbs.claim()
+        assert (await verbs.end_stage(claimed.run, Park(stage="b"))).outcome == "parked"
+        assert await verbs.publish("order.lost", n=4) == ["resumed"]
+        events = (await verbs.values(claimed.run.run_id))["patch"]["__events__"]
+        assert events == {"order.paid": {"n": 2}, "order.lost": {"n": 4}}
+
+    async def test_what_came_before_the_pause_counts(self, verbs: Verbs) -> None:
+        """Types that were there when a run pauses need not come again; when all were, it goes on at once."""
+        run = await verbs.running()
+        await verbs.register(run, waits(run.run_id, "order.paid", "order.lost", mode="all"))
+        assert await verbs.publish("order.paid", n=1) == ["buffered"]
+        assert (await verbs.end_stage(run, Park(stage="b"))).outcome == "parked"
+        assert await verbs.publish("order.lost", n=2) == ["resumed"]
+        (claimed,) = await verbs.claim()
+        for name in ("order.lost", "order.paid"):
+            await verbs.publish(name, n=3)
+        progress = await verbs.end_stage(claimed.run, Park(stage="c"))
+        assert (progress.outcome, b"__events__" in (progress.patch or b"")) == ("resumed", True)
+
+    async def test_a_full_buffer_has_room_for_what_is_missing(self, verbs: Verbs) -> None:
+        """Events of one type do not fill the buffer against a type that is still missing."""
+        run = await verbs.running()
+        await verbs.register(run, waits(run.run_id, "a.a", "b.b", "c.c", mode="all", max_buffer=1))
+        outcomes = [(await verbs.publish(name))[0] for name in ("a.a", "a.a", "b.b", "c.c")]
+        assert outcomes == ["buffered", "dropped", "buffered", "buffered"]
+        assert (await verbs.end_stage(run, Park(stage="b"))).outcome == "resumed"
+
+    async def test_a_wait_for_one_goes_before_a_wait_for_all(self, verbs: Verbs) -> None:
+        """An event that is enough for one of a run's waits wakes it, whatever else would like to have the event."""
+        run = await verbs.running()
+        await verbs.register(run, waits(run.run_id, "order.paid", "order.lost", mode="all"))
+        await verbs.register(run, waits(run.run_id, "order.paid"))
+        await verbs.end_stage(run, Park(stage="b"))
+        assert await verbs.publish("order.paid") == ["resumed"]
+
     async def test_a_kept_event_survives_the_owner(self, verbs: Verbs) -> None:
         """What was kept for a run is there for whoever takes it over."""
         run = await verbs.running()

@@ -44,7 +44,7 @@ from piecework.workflow.hooks import NO_HOOKS
 from piecework.workflow.pause import WaitFor, resume_patch, waits_of
 from piecework.workflow.result import Result, RunMetadata, RunValue, error_from, result_of
 from piecework.workflow.stages import Stages, copy_of, target_of
-from piecework.workflow.state import initial_state, merge_all, snapshot
+from piecework.workflow.state import initial_state, merge_all, resumed, snapshot
 from piecework.workspace.calls import open_workspace
 from piecework.workspace.context import Host, current_workspace
 
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from piecework.workflow.catalogue import Registered
     from piecework.workflow.definition import Instruction, Stage
     from piecework.workflow.hooks import Hooks
+    from piecework.workflow.hot import HotRoom, HotRuns
+    from piecework.workspace.opening import Opening
     from piecework.workspace.workspace import Workspace
 
 
@@ -74,6 +76,8 @@ class Executor:
         abort_grace_seconds: How long an aborted step may go on.
         hook_timeout_seconds: How long one call of a hook may take.
         payload_limit_bytes: The largest encoded state.
+        resumes_limit: How often in a row a run may go on from its buffer without any progress.
+        hot: Keeps the services of paused runs for a while.
     """
 
     name = KIND
@@ -87,7 +91,11 @@ class Executor:
         abort_grace_seconds: float,
         hook_timeout_seconds: float,
         payload_limit_bytes: int,
+        resumes_limit: int,
+        hot: HotRuns,
     ) -> None:
+        self._resumes_limit = resumes_limit
+        self.hot = hot
         self._host = host
         self._catalogue = catalogue
         self._crash_limit = crash_limit
@@ -155,6 +163,7 @@ class Executor:
     async def execute(self, claimed: Claimed) -> None:
         """Carries a run to its next pause or its end."""
         if Status(claimed.run.status) in ENDED:
+            await self.hot.drop_run(claimed.run.run_id)
             await self._end_unheard(claimed)
             return
         if claimed.run.attempt > self._crash_limit:
@@ -184,7 +193,7 @@ class Executor:
         """Runs stages until the run pauses or ends; settles, closes its workspace, frees its slot."""
         committed = ended = False
         try:
-            async with self._workspace(flight.run, flight.registered, flight.shown, flight.book) as ws:
+            async with self._room(flight) as ws:
                 error = self._verdict_before(flight) or await self._run_body(flight, ws)
                 await flight.book.flush()
                 ended = await self._settle(flight, error)
@@ -319,7 +328,7 @@ class Executor:
         patch = claimed.values.get("patch")
         if patch is not None:
             news = msgspec.json.decode(patch)
-            state = merge(state, news)
+            state = resumed(state, news)
             signals.emit(signals.RUN_RESUMED, level="debug", reason=news.get("__resume_reason__"))
         flight = Flight(
             run=run,
@@ -337,7 +346,12 @@ class Executor:
         flight.show()
         return flight
 
-    def _workspace(self, run: Run, registered: Registered, shown: State, book: LogBook) -> Any:
+    def _room(self, flight: Flight) -> HotRoom:
+        """The run's workspace: the one that was kept while it was paused, or a fresh one."""
+        opening = self._workspace(flight.run, flight.registered, flight.shown, flight.book)
+        return self.hot.room(flight, opening, lambda: self.flights.get(flight.run.run_id) is flight)
+
+    def _workspace(self, run: Run, registered: Registered, shown: State, book: LogBook) -> Opening:
         return open_workspace(
             self._host,
             parents=(registered.container,),
@@ -415,7 +429,7 @@ class Executor:
             return
         then: Continue | Park
         if instruction.action == "pause":
-            waits = () if wait_for is None else waits_of(wait_for, flight.run.run_id, stage=stage.id)
+            waits = () if wait_for is None else waits_of(wait_for, flight.run.run_id, stage=stage.id, state=state)
             seconds = instruction.timeout_seconds
             then = Park(stage=target, waits=waits, timeout=None if seconds is None else micros(seconds))
         else:
@@ -443,7 +457,8 @@ class Executor:
         if progress.outcome == "parked":
             raise _Parked
         if progress.outcome == "resumed" and progress.patch is not None:
-            flight.state = merge(flight.state, msgspec.json.decode(progress.patch))
+            flight.state = resumed(flight.state, msgspec.json.decode(progress.patch))
+            flight.check_progress(self._resumes_limit)
             flight.resumed = True
         flight.take_signals(progress.signals)
 
@@ -451,6 +466,7 @@ class Executor:
         """Commits the end of a run, unless it paused; answers whether it ended."""
         run = flight.run
         if isinstance(error, _Parked):
+            flight.parked = True
             signals.emit(signals.RUN_PAUSED, level="debug", stage=flight.stage)
             self.node.news.announce(run.run_id, Status.PAUSED)
             self.node.wake()  # its deadline may be the next thing to do, and a successor may have got its place

@@ -9,6 +9,7 @@ import msgspec
 
 from piecework.bus.event import Event
 from piecework.container.state import State, merge
+from piecework.errors import ExecutionFailedError
 from piecework.run.parts import encode
 from piecework.store.items import NewEntry
 
@@ -46,6 +47,10 @@ class Flight:
     ended: Result | None = None
     ended_as: str = ""
     signalled: int = 0
+    window_seconds: float | None = None
+    parked: bool = False
+    again: int = 0
+    seen: tuple[str | None, dict[str, Any]] | None = None
     shown: State = field(default_factory=State)
 
     def show(self) -> None:
@@ -57,6 +62,24 @@ class Flight:
         for number, patch in signals:
             self.state = merge(self.state, msgspec.json.decode(patch))
             self.signalled = number
+
+    def check_progress(self, limit: int) -> None:
+        """Counts how often in a row the run went on from its buffer, at one stage and with nothing changed.
+
+        Raises:
+            ExecutionFailedError: It has been more often than may be: it would go on like that for ever.
+        """
+        now = self.stage, {key: value for key, value in self.state.items() if not key.startswith("__")}
+        self.again = self.again + 1 if now == self.seen else 0
+        self.seen = now
+        if self.again >= limit:
+            raise ExecutionFailedError(
+                f"run {self.run.run_id} paused {limit} times in a row before stage {self.stage!r}, went on at once "
+                "with a kept event each time, and nothing in its state changed: it wakes itself; let it wait for other "
+                "events than those that it causes, or raise max_resumes_without_progress",
+                run_id=self.run.run_id,
+                stage=self.stage,
+            )
 
     def abandon(self) -> None:
         """Waits no longer for an aborted run's steps."""

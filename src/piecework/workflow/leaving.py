@@ -221,6 +221,7 @@ class Leaving:
         if self._catalogue.find(gone.workflow.id) is gone:
             self._catalogue.remove(gone.workflow.id)
         await self._node.interrupt(KIND, gone.workflow.id)
+        await self._executor.hot.drop_workflow(gone.workflow.id)
         await gone.container.dispose()
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from piecework.store.records import EventRow
 
+MODES: Final = ("any", "all")
+STATE: Final = "$state"
 OPERATORS: Final = {"eq": "==", "ne": "!=", "gt": ">", "ge": ">=", "lt": "<", "le": "<=", "exists": "exists"}
 _ORDER: Final[dict[str, Callable[[Any, Any], bool]]] = {
     ">": operator.gt,
@@ -46,7 +48,8 @@ class Clause:
     Attributes:
         field: A dotted path.
         op: One of ==, !=, >, >=, <, <=, exists.
-        value: What the field is compared with.
+        value: What the field is compared with; `{"$state": "path"}` stands for what the run's state has there when the
+            wait is registered.
     """
 
     field: str
@@ -59,15 +62,37 @@ class Clause:
             known = ", ".join(sorted(_SYMBOLS))
             raise ValidationError(f"condition on {self.field!r}: unknown operator {self.op!r}; there are {known}")
         encode(self.value, what=f"condition on {self.field!r}")
+        if isinstance(self.value, dict) and STATE in self.value:
+            if len(self.value) > 1:
+                raise ValidationError(f"condition on {self.field!r}: beside {STATE!r} there can be nothing else")
+            check_identifier(self.value[STATE], f"{STATE} of the condition on {self.field!r}")
+
+    def filled(self, state: Mapping[str, Any]) -> Clause:
+        """The clause with what the run's state has in the place of `{"$state": path}`.
+
+        Raises:
+            ValidationError: The state has nothing there.
+        """
+        if not (isinstance(self.value, dict) and STATE in self.value):
+            return self
+        found = value_at(state, self.value[STATE])
+        if found is MISSING:
+            raise ValidationError(
+                f"condition on {self.field!r}: the run's state has nothing at {self.value[STATE]!r}: a step has to "
+                "write it before the wait is registered",
+                field=self.field,
+            )
+        return Clause(self.field, self.op, found)
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class WaitFor:
-    """What a run waits for: any of some event types whose payload meets all clauses.
+    """What a run waits for: any, or one of each, of some event types whose payload meets all clauses.
 
     Args:
         *events: Event types, at least one.
-        mode: "any": the first matching event is enough.
+        mode: "any": the first matching event is enough. "all": one of each type has to have come since the run waits;
+            the run goes on with the last one's payload, and with all of them by type as `__events__`.
         timeout_seconds: When to go on without an event; None means never.
         patch: Merged into the state beneath the event's payload.
         conditions: Clauses, or mappings with field, op and value.
@@ -81,6 +106,7 @@ class WaitFor:
     clauses: tuple[Clause, ...]
     timeout_seconds: float | None
     patch: dict[str, Any]
+    mode: str
 
     def __init__(
         self,
@@ -93,11 +119,12 @@ class WaitFor:
     ) -> None:
         if not events:
             raise ValidationError("WaitFor needs at least one event type: WaitFor('invoice.approved', id=7)")
-        if mode != "any":
-            raise ValidationError(f"WaitFor: mode {mode!r} is not known; there is 'any'")
+        if mode not in MODES:
+            raise ValidationError(f"WaitFor: mode {mode!r} is not known; there are {', '.join(MODES)}")
         for event in events:
             check_identifier(event, "event type")
         set_ = object.__setattr__
+        set_(self, "mode", mode)
         set_(self, "events", tuple(dict.fromkeys(events)))
         set_(self, "timeout_seconds", check_seconds("WaitFor(timeout_seconds)", timeout_seconds))
         set_(self, "patch", dict(patch or {}))
@@ -106,7 +133,14 @@ class WaitFor:
         set_(self, "clauses", (*given, *(_parse(name, value) for name, value in clauses.items())))
 
 
-def waits_of(wait_for: WaitFor, run_id: str, *, max_buffer: int = 1000, stage: str = "") -> tuple[Wait, ...]:
+def waits_of(
+    wait_for: WaitFor,
+    run_id: str,
+    *,
+    max_buffer: int = 1000,
+    stage: str = "",
+    state: Mapping[str, Any] | None = None,
+) -> tuple[Wait, ...]:
     """The rows of a registration: one for each event type, under one id.
 
     Args:
@@ -114,10 +148,15 @@ def waits_of(wait_for: WaitFor, run_id: str, *, max_buffer: int = 1000, stage: s
         run_id: By whom.
         max_buffer: How many events are kept for the run before it pauses.
         stage: Whose `wait=` it is; empty for a step's own registration.
+        state: The run's, which conditions may name.
+
+    Raises:
+        ValidationError: A condition names what the state does not have.
     """
     name = f"{run_id}/{stage}" if stage else new_id()
-    equal = next((c for c in wait_for.clauses if c.op == "==" and c.value is not None), None)
-    clauses = encode([[c.field, c.op, c.value] for c in wait_for.clauses])
+    filled = [clause.filled(state or {}) for clause in wait_for.clauses]
+    equal = next((c for c in filled if c.op == "==" and c.value is not None), None)
+    clauses = encode([[c.field, c.op, c.value] for c in filled])
     timeout = None if wait_for.timeout_seconds is None else micros(wait_for.timeout_seconds)
     return tuple(
         Wait(
@@ -132,6 +171,7 @@ def waits_of(wait_for: WaitFor, run_id: str, *, max_buffer: int = 1000, stage: s
             timeout=timeout,
             max_buffer=max_buffer,
             registered_at=0,
+            mode=wait_for.mode,
         )
         for event in wait_for.events
     )

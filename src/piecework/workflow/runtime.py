@@ -22,12 +22,13 @@ from piecework.run.intake import check_payload
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.parts import HELD
 from piecework.store.items import Abort, Aborted, Resume, Retired, RetireWorkflow
-from piecework.store.records import Entry, NodeRow, RouteRow, Run, WorkflowRow
+from piecework.store.records import Buffered, Delivery, Entry, EventRow, NodeRow, RouteRow, Run, Wait, WorkflowRow
 from piecework.store.records import RunValue as StoredValue
 from piecework.store.values import check_identifier, decode, encode_mapping
 from piecework.store.verbs.nodes import retire_workflow
 from piecework.store.verbs.runs import abort, resume
 from piecework.workflow.catalogue import KIND, Catalogue
+from piecework.workflow.explain import Explanation, explain
 from piecework.workflow.hooks import Hooks
 from piecework.workflow.leaving import Leaving
 from piecework.workflow.registrar import Registrar
@@ -347,6 +348,8 @@ class Runtime:
         item = Abort(run_id=run_id, reason=check_identifier(reason, "reason"), token=_token(token))
         told = partial(self._aborted, run_id, reason)
         outcome: Aborted = await self._store.run(abort, item, decide_abort, self._clock.now(), told)
+        if outcome.ended:
+            await self._executor.hot.drop_run(run_id)
         return outcome.aborted
 
     def _aborted(self, run_id: str, reason: str, outcome: Aborted) -> None:
@@ -469,6 +472,30 @@ class Runtime:
         rows = await self._store.read("timeline_of", {"run_id": run_id}, Entry)
         return [timeline_entry(row, seq) for seq, row in enumerate(rows, start=1)]
 
+    async def explain(self, run_id: str, event: Event | str) -> list[Explanation]:
+        """Why an event did, or did not, or would wake a run: an answer for each of its waits.
+
+        Args:
+            run_id: The run.
+            event: The id of an event that was published, or an event that might be.
+
+        Returns:
+            One answer a wait, in the order of registration; a single one without a wait where the run waits for none.
+
+        Raises:
+            NotFoundError: There is no such run, or no event of that id (any more).
+            ValidationError: The event's type or payload is not acceptable.
+        """
+        run = await self._run(run_id)
+        row = await self._event(event)
+        waits: list[Wait] = await self._store.read("waits_of_runs", {"run_ids": [run_id]}, Wait)
+        kept: list[Buffered] = await self._store.read("buffers_of_runs", {"run_ids": [run_id]}, Buffered)
+        told: list[Delivery] = []
+        if row.seq is not None:
+            told = await self._store.read("deliveries_of", {"seqs": [row.seq]}, Delivery)
+        mine = next((each for each in told if each.run_id == run_id and not each.trigger_id), None)
+        return explain(run, waits, kept, row, decode(row.payload), mine)
+
     # -- parts ---------------------------------------------------------------------------------------------------
 
     async def _check_runs_somewhere(self, workflow_id: str) -> None:
@@ -479,6 +506,18 @@ class Runtime:
             known = {name for node in await self._living() for name in decode(node.workflows)}
             if workflow_id not in known:
                 raise NotFoundError.among("workflow", workflow_id, known, hint="No node has it registered")
+
+    async def _event(self, event: Event | str) -> EventRow:
+        """A published event as it is stored, or one that might be published as it would be."""
+        if isinstance(event, str):
+            check_identifier(event, "event id")
+            rows: list[EventRow] = await self._store.read("events_by_id", {"ids": [event]}, EventRow)
+            if not rows:
+                raise NotFoundError(f"there is no event {event!r}, or it is so old that its id is forgotten", id=event)
+            return rows[0]
+        told = told_event(event)
+        payload = encode_mapping(told["payload"], what="the payload")
+        return EventRow(None, told["id"], told["type"], told["space"], payload, self._clock.now())
 
     async def _run(self, run_id: str) -> Run:
         rows = await self._rows(run_id)

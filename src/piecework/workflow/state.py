@@ -15,6 +15,7 @@ _decoder = msgspec.json.Decoder()
 _Path: TypeAlias = tuple[str, ...]
 META = "__run_meta__"
 TRIGGER_EVENT = "__trigger_event__"
+_OF_RESUME = ("__resume_event__", "__resume_reason__", "__events__")
 
 
 def initial_state(
@@ -26,6 +27,11 @@ def initial_state(
         META: {"workflow": workflow_id, "trigger": trigger_id, "pipeline": pipeline_id},
         TRIGGER_EVENT: event,
     }
+
+
+def resumed(state: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """A state with a resume's patch; what an earlier resume said of itself goes, so that the two are never mixed."""
+    return merge({key: value for key, value in state.items() if key not in _OF_RESUME}, patch)
 
 
 def merge_all(state: dict[str, Any], patches: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:

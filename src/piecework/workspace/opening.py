@@ -134,6 +134,47 @@ class Opening:
             if ws._below or rooms.queue:
                 rooms.left(ws)
 
+    def set_aside(self) -> bool:
+        """Gives an open workspace's place back without closing it: its services stay as they are.
+
+        Nobody may use it until `take_up`; `close_aside` closes it instead.
+
+        Returns:
+            False, and nothing is done, for one that is part of another, or has a time limit.
+        """
+        ws = self.workspace
+        if ws is None or ws._closing or ws._above is not None or ws._below or self.parent is not None or self._limit:
+            return False
+        if current.get() is self:
+            current.set(self.previous)
+        self.rooms.leave(ws, None)
+        return True
+
+    async def take_up(self) -> Workspace:
+        """Has the workspace that was set aside open again, in whatever task this is.
+
+        Raises:
+            WorkspacesLimitError: There is no place for it; it is still set aside.
+        """
+        ws = self.workspace
+        assert ws is not None
+        if not self.rooms.take(ws, None):
+            await self.rooms.wait(ws, None)
+        self.previous = current.get()
+        current.set(self)
+        return ws
+
+    async def close_aside(self) -> None:
+        """Closes the workspace that was set aside.
+
+        Raises:
+            ExceptionGroup: What failed while closing; all was closed.
+        """
+        ws = self.workspace
+        if ws is not None and not ws._closing:
+            self.rooms.holders[ws] = None  # for as long as that takes, also where there is no place left
+            await self._close(ws, None)
+
     async def _open(self, ws: Workspace, previous: Opening | None) -> None:
         if self.isolation is PROCESS:
             raise InvalidStateError(

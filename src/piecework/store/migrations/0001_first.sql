@@ -151,6 +151,7 @@ CREATE TABLE waits (
     timeout INTEGER,
     max_buffer INTEGER NOT NULL,
     registered_at INTEGER NOT NULL,
+    mode TEXT NOT NULL,
     PRIMARY KEY (wait_id, event_type)
 ) STRICT, WITHOUT ROWID;
 
@@ -162,6 +163,7 @@ CREATE TABLE buffers (
     run_id TEXT NOT NULL,
     event_seq INTEGER NOT NULL,
     wait_id TEXT NOT NULL,
+    event_type TEXT NOT NULL,
     patch BLOB NOT NULL,
     PRIMARY KEY (run_id, event_seq)
 ) STRICT, WITHOUT ROWID;
