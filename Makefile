@@ -27,8 +27,9 @@ demo: $(STAMP)  ## run the bundled newsroom: feeds, approvals, mail (ARGS="--opm
 test: $(STAMP)  ## run all tests (ARGS="-k name")
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-fuzz: $(STAMP)  ## play random histories of the store and of containers against models, for long (PIECEWORK_FUZZ=histories)
+fuzz: $(STAMP)  ## play random histories of the store, of containers and of whole runtimes, for long (PIECEWORK_FUZZ=histories)
 	PIECEWORK_FUZZ=$${PIECEWORK_FUZZ:-2000} $(BIN)/python -m pytest -q -n 2 tests/contracts/test_model.py tests/unit/container/test_machine.py $(ARGS)
+	PIECEWORK_FUZZ=$${PIECEWORK_FUZZ:-2500} $(BIN)/python -m pytest -q -n 2 tests/machine/test_histories.py $(ARGS)
 
 proofs: $(STAMP)  ## step triples of verbs through thousands of schedules
 	$(BIN)/python -m pytest -q -n 2 -m slow tests/contracts $(ARGS)

@@ -48,6 +48,7 @@ _IN_FLIGHT_LIMIT = 500
 _AT_ONCE = 100
 _LONGEST_SLEEP_SECONDS = 60.0
 _TROUBLE_PAUSE_SECONDS = 1.0
+_NEVER = 2**63 - 1
 
 
 @dataclass(slots=True, eq=False)
@@ -353,7 +354,9 @@ class Node:
             else:  # something is due that cannot be taken here: never spin on it
                 self._fruitless += 1
                 pause = min(_TROUBLE_PAUSE_SECONDS * 2 ** min(self._fruitless - 1, 10), _LONGEST_SLEEP_SECONDS)
-                moment = self._clock.now() + round(pause * SECOND)
+                now = self._clock.now()
+                (later,) = await self._store.read("next_due_after", {"now": now})  # which is not to be late for it
+                moment = min(now + round(pause * SECOND), later[0] or _NEVER)
         return moment
 
     async def _look_after_others(self) -> None:
