@@ -6,6 +6,7 @@ spawned, the workflows' services, the store.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from piecework.space.manager import Spaces
 from piecework.space.service import PieceKind, PieceService
 from piecework.space.supply import WorkerSupply
 from piecework.store.sqlite import SqliteStore
+from piecework.telemetry.redaction import Redaction, secret_values
 from piecework.workflow.catalogue import Catalogue
 from piecework.workflow.executor import Executor
 from piecework.workflow.hot import HotRuns
@@ -154,6 +156,8 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         places=settings.space_concurrency,
         lease_seconds=settings.lease_seconds,
         version=declared.version,
+        redaction=_redaction(declared, settings),
+        strict_timeline=settings.strict_timeline,
     )
     bot = jobs.schedules = Bot(declared.jobs, store, node, clock)
     executor.attach(node)
@@ -181,6 +185,12 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         notifications=notifications,
         mail=transport,
     )
+
+
+def _redaction(declared: Declared, settings: Settings) -> Redaction:
+    """What no log line and no timeline shows: what is called secret, and variables."""
+    given = declared.env is not os.environ
+    return Redaction(settings.redacted_names, secret_values(declared.env, given=given))
 
 
 def _hear(topics: frozenset[str], node: Node, dispatcher: Dispatcher) -> None:

@@ -55,6 +55,9 @@ class Settings:
         space_boot_seconds: From the request for a worker to its first word.
         space_init_seconds: From there until it is ready.
         mail_retry_seconds: Waits before a refused mail is tried again.
+        redacted_names: More names of fields that never stand in log lines and timelines; password, token and their like
+            are known.
+        strict_timeline: Whether a run fails when its log lines cannot be written.
     """
 
     lease_seconds: float = 15
@@ -86,6 +89,8 @@ class Settings:
     space_boot_seconds: float = 30
     space_init_seconds: float = 60
     mail_retry_seconds: tuple[float, ...] = (5, 30, 300, 1800)
+    redacted_names: tuple[str, ...] = ()
+    strict_timeline: bool = False
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
@@ -124,8 +129,12 @@ def _tool_table(folder: Path) -> dict[str, Any]:
 
 
 def _convert(name: str, raw: Any, kind: str) -> Any:
-    """Reads a setting as its field is declared: a whole number, a number, a tuple of numbers, or none."""
+    """Reads a setting as its field is declared: a yes or no, a whole number, a number, a tuple of texts or numbers."""
     try:
+        if kind == "bool":
+            return _truth(raw)
+        if kind.startswith("tuple[str"):
+            return tuple(item.strip() for item in (raw.split(",") if isinstance(raw, str) else raw) if item.strip())
         if kind.startswith("tuple"):
             items = raw.split(",") if isinstance(raw, str) else raw
             return tuple(_positive(float(item)) for item in items)
@@ -134,11 +143,25 @@ def _convert(name: str, raw: Any, kind: str) -> Any:
         if kind == "int":
             return _positive(int(raw) if isinstance(raw, str | int) else int(str(raw)))
         return _positive(float(raw))
-    except (TypeError, ValueError) as error:
-        what = "whole number" if kind == "int" else "number"
-        raise ValidationError(
-            f"{name} = {raw!r} is not a {what} of 0 or more: give one, or remove it", name=name
-        ) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        wanted = _WANTED.get(kind, "a number of 0 or more")
+        raise ValidationError(f"{name} = {raw!r} is not {wanted}: give one, or remove it", name=name) from error
+
+
+_WANTED = {
+    "int": "a whole number of 0 or more",
+    "bool": "one of true and false",
+    "tuple[str, ...]": "a list of texts",
+}
+_TRUTHS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def _truth(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    if str(raw).lower() not in _TRUTHS:
+        raise ValueError(raw)
+    return _TRUTHS[str(raw).lower()]
 
 
 _N = TypeVar("_N", int, float)

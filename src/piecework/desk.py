@@ -255,14 +255,21 @@ class WatchRun(Form, frozen=True):
 
 
 class RunState(Form, frozen=True):
-    """Tells a run's data."""
+    """Tells a run's data.
+
+    Attributes:
+        seq: As it was committed with this entry of the timeline; as of the last commit when there is none.
+    """
 
     op: ClassVar[str] = "runs.state"
     run_id: str
+    seq: int | None = None
 
     async def answer(self, app: OpenApp) -> Any:
-        """As of the last commit."""
-        return await app.runtime.state(self.run_id)
+        """As of the last commit, or of an earlier one."""
+        if self.seq is None:
+            return await app.runtime.state(self.run_id)
+        return await app.runtime.seek(self.run_id, self.seq)
 
 
 class ShowRun(Form, frozen=True):

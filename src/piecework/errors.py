@@ -268,6 +268,14 @@ class StaleEpochError(StoreError):
     cure = "nothing: its successor is at work"
 
 
+class TimelineGapError(PieceworkError):
+    """Lines of a run's timeline could not be written, and `strict_timeline` says that a run ends with that."""
+
+    code = "TIMELINE_GAP"
+    cause = "log lines of a run could not be written to its timeline, and the setting `strict_timeline` is on"
+    cure = "see what ails the store: `piecework store check`; or let runs go on: `strict_timeline = false`"
+
+
 class NoNodeError(PieceworkError):
     """No node of this store is running, or it went away."""
 

@@ -98,11 +98,16 @@ def test_a_run_is_shown(ask, order):
     assert ask("runs", "show", order, "--json").json["state"]["id"] == 7
 
 
+_DRAWN = ("stage pack", "  ✓ pack", "packed  boxes=2")
+
+
 def test_a_timeline_is_shown(ask, order):
-    """`runs timeline` prints a line for each entry: distance, type, path and payload."""
+    """`runs timeline` draws stages with their steps and what these logged, and says what the run waits for."""
     out = ask("runs", "timeline", order).out
-    assert "+0.000 s  run:started" in out
-    assert "pack/pack" in out
+    assert "+0.000 s  · run:started" in out
+    stage, step, line = (next(n for n, line in enumerate(out.splitlines()) if word in line) for word in _DRAWN)
+    assert stage < step < line
+    assert "waits for order.approved" in out.splitlines()[-1]
     assert ask("runs", "timeline", order, "--json").json["items"][0]["type"] == "run:started"
 
 

@@ -94,7 +94,14 @@ async def main() -> None:
         result = await app.runtime.wait(run_id)
         told = {"run_id": run_id, "ok": result.ok, "error": None if result.ok else result.error.code}
         told["state"] = await app.runtime.state(run_id)
-        told["timeline"] = [entry.type for entry in await app.runtime.timeline(run_id)]
+        entries = await app.runtime.timeline(run_id)
+        told["timeline"] = [entry.type for entry in entries]
+        told["seqs"] = [entry.seq for entry in entries]
+        told["stages"] = [
+            sorted({"one", "two", "three"} & (await app.runtime.seek(run_id, entry.seq)).keys())
+            for entry in entries
+            if entry.type == "stage:completed"
+        ]
         told["runs"] = len(await app.runtime.list_all_runs(kind="workflow"))
         if rest and result.ok:
             mail = await app.runtime.wait(result.value.state["mail"])

@@ -161,6 +161,19 @@ async def test_a_run_goes_on_where_it_was(node: Node, place: str) -> None:
     await node.check_store()
 
 
+@pytest.mark.parametrize("place", ["in two", "after commit CommitStage three", "in three"])
+async def test_a_timeline_goes_on_after_a_kill(node: Node, place: str) -> None:
+    """Over a kill and a restart one timeline goes on, numbered without a break, and has the state of every stage."""
+    assert await node.run("letters.py", place) == signal.SIGKILL
+    told = await node.run("letters.py", place)
+    assert isinstance(told, dict)
+    types = told["timeline"]
+    assert told["seqs"] == list(range(1, len(types) + 1))
+    assert (types.count("stage:completed"), types.count("run:completed")) == (3, 1)
+    assert types.index("run:paused") < types.index("run:resumed") < types.index("state:resumed") < len(types) - 2
+    assert told["stages"] == [["one"], ["one", "two"], ["one", "three", "two"]]
+
+
 @pytest.mark.covers("N3")
 async def test_a_run_that_takes_its_process_down_again_and_again_fails(node: Node) -> None:
     """A run that takes its process down `crash_limit` times without progress ends failed, CRASHED, checkpoint kept."""

@@ -244,6 +244,7 @@ async def test_what_a_client_sees_is_what_the_node_sees(pair):
             lambda runtime: runtime.state(run_id),
             lambda runtime: runtime.timeline(run_id),
             lambda runtime: runtime.explain(run_id, Event("order.approved", {"id": 8})),
+            lambda runtime: runtime.seek(run_id, 4),
         ):
             assert await look(client.runtime) == await look(node.runtime)
         assert client.runtime.list_workflows() == node.runtime.list_workflows() == ["order", "flow"]

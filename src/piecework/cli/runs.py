@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter, validators
 
 from piecework.cli.asking import AsJson, JsonObject, Where, ask
-from piecework.cli.telling import error_text, moment, say, show_fields, show_json, show_table, show_timeline
+from piecework.cli.telling import error_text, moment, say, show_fields, show_json, show_table
+from piecework.cli.timeline import show_timeline
 from piecework.errors import ExecutionFailedError, InvalidStateError
 
 runs = App("runs", help="Look at runs, resume and abort them.")
@@ -77,7 +78,7 @@ async def show(run_id: str, /, *, as_json: AsJson = False, where: _Where = None)
 
 @runs.command
 async def timeline(run_id: str, /, *, as_json: AsJson = False, where: _Where = None) -> None:
-    """Show what happened to a run, oldest first.
+    """Show what happened to a run, oldest first, and what it waits for now.
 
     Args:
         run_id: Which run.
@@ -88,7 +89,7 @@ async def timeline(run_id: str, /, *, as_json: AsJson = False, where: _Where = N
     if as_json:
         show_json(page)
     else:
-        show_timeline(page["items"])
+        show_timeline(page["items"], await ask(where or Where(), "runs.get", run_id=run_id))
 
 
 @runs.command

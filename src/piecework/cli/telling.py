@@ -70,7 +70,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, nothing
         table.add_column(column, no_wrap=index == 0, overflow="fold")
     for row in listed:
         table.add_row(*row)
-    _print(table)
+    print_table(table)
 
 
 def _has_room(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> bool:
@@ -93,26 +93,7 @@ def show_fields(fields: Iterable[tuple[str, Any]]) -> None:
     for name, value in fields:
         if value not in (None, "", [], {}):
             table.add_row(name, _cell(value))
-    _print(table)
-
-
-def show_timeline(entries: Sequence[dict[str, Any]]) -> None:
-    """Prints what happened to a run, each line with its distance from the first."""
-    if not entries:
-        say("nothing has happened yet")
-        return
-    say(f"from {entries[0]['at']}, {moment(entries[0]['at'])}:")
-    start = _moment(entries[0]["at"])
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(justify="right", no_wrap=True, style="dim")
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold", style="dim")
-    for entry in entries:
-        offset = (_moment(entry["at"]) - start).total_seconds()
-        payload = "" if entry["payload"] in (None, {}) else shortened(entry["payload"])
-        table.add_row(f"+{offset:.3f} s", _cell(entry["type"]), _cell(entry["path"]), _cell(payload))
-    _print(table)
+    print_table(table)
 
 
 def moment(value: str | None, *, now: datetime | None = None) -> str | None:
@@ -159,7 +140,8 @@ def _moment(value: str) -> datetime:
     return datetime.fromisoformat(value)
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Prints a table as wide as the terminal; what is piped into a program is neither wrapped nor cut."""
     console = Console(highlight=False)
     if console.is_terminal:
         console.print(table)

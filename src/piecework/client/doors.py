@@ -304,6 +304,17 @@ class RemoteRuntime:
         told: dict[str, Any] = await self._link.ask("runs.state", {"run_id": run_id})
         return told
 
+    async def seek(self, run_id: str, seq: int) -> dict[str, Any]:
+        """A run's data as it was committed with an entry of its timeline; see `Runtime.seek`.
+
+        Raises:
+            NotFoundError: There is no such run, or its timeline has no such entry.
+            ValidationError: It is no run of a workflow.
+            NoNodeError: There is no node.
+        """
+        told: dict[str, Any] = await self._link.ask("runs.state", {"run_id": run_id, "seq": seq})
+        return told
+
     async def timeline(self, run_id: str) -> list[TimelineEntry]:
         """What happened to a run, oldest first.
 

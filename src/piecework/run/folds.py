@@ -139,7 +139,8 @@ def decide_commit_stage(draft: Draft, item: CommitStage, now: int) -> Progress:
 def _next_stage(draft: Draft, run: Run, item: CommitStage, stage: str | None, now: int) -> Run:
     """A run behind the stage that it was at, its timeline written; attempts begin anew."""
     for number, entry in enumerate(item.entries, start=run.decision + 1):
-        draft.append(Entry(run.run_id, number, 0, 0, now, entry.source, entry.type, entry.path, entry.payload))
+        line = Entry(run.run_id, number, 0, 0, now, entry.source, entry.type, entry.path, entry.payload, entry.delta)
+        draft.append(line)
     return replace(run, visit=run.visit + 1, attempt=0, stage=stage, decision=run.decision + len(item.entries))
 
 
@@ -372,7 +373,8 @@ def decide_settle(draft: Draft, item: Settle, now: int) -> str:
     status = Status.ABORTED if run.abort_reason is not None else Status(item.status)
     check_move(run.run_id, run.status, status)
     error = item.error if run.abort_reason is None else abort_error(run.run_id, run.abort_reason)
-    run = write_entries(draft, run, (*item.entries, NewEntry(type=f"run:{status}", payload=_bytes(error))), now)
+    entries = item.entries if item.state is not None else tuple(replace(entry, delta=None) for entry in item.entries)
+    run = write_entries(draft, run, (*entries, NewEntry(type=f"run:{status}", payload=_bytes(error))), now)
     run = forget_patch(draft, run)
     draft.put(
         replace(

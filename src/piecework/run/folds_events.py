@@ -203,7 +203,9 @@ def _send_to_active(
 
 def send_signal(draft: Draft, run: Run, patch: bytes, now: int) -> Run:
     """Keeps a patch for a run that has not ended; its number is that of its timeline entry."""
-    run = write_entries(draft, run, (NewEntry(type="run:signalled", payload=patch),), now)
+    # Without the patch, which may hold secrets: what it changed stands with the entry of where the run read it.
+    said = NewEntry(source="store", type="run:signalled")
+    run = write_entries(draft, run, (said,), now)
     run = replace(run, signals=run.signals + 1)
     draft.put(run)
     draft.add(Signal(run.run_id, run.decision, patch, now))

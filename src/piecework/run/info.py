@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,6 +11,7 @@ from piecework.clock import as_datetime
 from piecework.store.values import decode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from piecework.store.records import Entry, Run
@@ -75,11 +76,12 @@ class TimelineEntry:
         run_id: The run.
         seq: Its place, from 1.
         at: When it was committed.
-        source: pipeline or logger.
+        source: pipeline, store (what changed the state from outside), container (the run's services) or logger.
         type: What happened, such as `stage:completed` or `log.info`.
-        path: Where: `stage` or `stage/step`.
+        path: Where: `stage` or `stage/step`, or a service's name.
         payload: More about it, or None.
         attempt: Of the run, since its last checkpoint.
+        changed: The places of the run's state that it changed, as dotted paths; `seek` has the values.
     """
 
     run_id: str
@@ -90,6 +92,7 @@ class TimelineEntry:
     path: str
     payload: Any
     attempt: int
+    changed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +143,8 @@ def run_info(run: Run, *, result: bytes | None = None) -> RunInfo:
     )
 
 
-def timeline_entry(entry: Entry, seq: int) -> TimelineEntry:
-    """Tells a row as a TimelineEntry at place `seq`."""
+def timeline_entry(entry: Entry, seq: int, changed: Sequence[str] = ()) -> TimelineEntry:
+    """Tells a row as a TimelineEntry at place `seq` that changed such places of the state."""
     at = as_datetime(entry.at)
     assert at is not None
     return TimelineEntry(
@@ -153,4 +156,5 @@ def timeline_entry(entry: Entry, seq: int) -> TimelineEntry:
         path=entry.path,
         payload=decode(entry.payload),
         attempt=entry.attempt,
+        changed=list(changed),
     )

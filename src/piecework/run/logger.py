@@ -1,6 +1,8 @@
 """The logger that a run's code is given: each line goes to the process's log and to the run's timeline.
 
-Lines are collected and committed in batches beside the run's own commits, so a log never holds up a decision.
+Lines are collected and committed in batches beside the run's own commits, so a log never holds up a decision. Secrets
+are taken out before. Lines that cannot be written are counted, and as soon as writing works again an entry says how
+many are missing.
 """
 
 from __future__ import annotations
@@ -11,19 +13,85 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-from piecework.errors import ClosedError, StoreError, clean_text
+from piecework.errors import (
+    ClosedError,
+    NotFoundError,
+    StaleEpochError,
+    StoreError,
+    TimelineGapError,
+    clean_text,
+    describe,
+)
 from piecework.run.folds import decide_append
 from piecework.run.parts import encode
 from piecework.store.items import Append, NewEntry
 from piecework.store.values import encode as encode_strictly
 from piecework.store.verbs.runs import append
 from piecework.telemetry import logs, signals
+from piecework.telemetry.redaction import PLAIN, Redaction, secret_values
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from piecework.container.watching import Event
+    from piecework.store.records import Run
 
 _log = logs.get_logger("piecework.user")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Timelines:
+    """What a node writes to the timelines of its runs beside their decisions.
+
+    Args:
+        commit: Submits a write of a run.
+        redaction: What is taken out of every line.
+        strict: Whether a run ends with the loss of lines.
+
+    Attributes:
+        redaction: The same.
+        strict: The same.
+        lost: How many lines could not be written so far.
+    """
+
+    def __init__(
+        self, commit: Callable[..., Awaitable[Any]], *, redaction: Redaction = PLAIN, strict: bool = False
+    ) -> None:
+        self._commit = commit
+        self.redaction = redaction
+        self.strict = strict
+        self.lost = 0
+        self._missing: dict[str, int] = {}
+        self._layers: dict[str, tuple[Mapping[str, str | None], Redaction]] = {}
+
+    def book(self, run: Run, layer: Mapping[str, str | None] | None = None) -> LogBook:
+        """The book of one segment of a run; the values of its workflow's `layer` of variables are secret too."""
+        redaction = self._with(run.workflow_id, layer) if layer else self.redaction
+        return LogBook(
+            self._commit, run.run_id, run.epoch, run.decision, run.attempt, timelines=self, redaction=redaction
+        )
+
+    def miss(self, run_id: str, lines: int, error: Exception) -> None:
+        """Counts lines that were not written."""
+        self.lost += lines
+        self._missing[run_id] = self._missing.get(run_id, 0) + lines
+        signals.emit(
+            signals.TIMELINE_GAP, level="warning", run_id=run_id, lines=lines, lost=self.lost, error=describe(error)
+        )
+
+    def missing(self, run_id: str) -> int:
+        """How many lines are missing in a run's timeline without an entry that says so."""
+        return self._missing.get(run_id, 0)
+
+    def told(self, run_id: str) -> None:
+        """Says that an entry tells of the missing lines, or that nobody will look for them."""
+        self._missing.pop(run_id, None)
+
+    def _with(self, workflow_id: str, layer: Mapping[str, str | None]) -> Redaction:
+        known = self._layers.get(workflow_id)
+        if known is None or known[0] is not layer:
+            known = self._layers[workflow_id] = layer, self.redaction.and_values(secret_values(layer, given=True))
+        return known[1]
 
 
 class LogBook:
@@ -35,16 +103,32 @@ class LogBook:
         epoch: Its epoch; lines of a superseded one are refused by the store.
         decision: The number of the run's latest decision.
         attempt: The run's attempt.
+        timelines: Counts what could not be written; a count of its own when not given.
+        redaction: What is taken out of every line; that of the timelines when not given.
+
+    Attributes:
+        redaction: The same.
     """
 
     def __init__(
-        self, commit: Callable[..., Awaitable[Any]], run_id: str, epoch: int, decision: int, attempt: int
+        self,
+        commit: Callable[..., Awaitable[Any]],
+        run_id: str,
+        epoch: int,
+        decision: int,
+        attempt: int,
+        *,
+        timelines: Timelines | None = None,
+        redaction: Redaction | None = None,
     ) -> None:
         self._commit = commit
         self._run_id = run_id
         self._epoch = epoch
         self._decision = decision
         self._attempt = attempt
+        self._timelines = Timelines(commit) if timelines is None else timelines
+        self.redaction = self._timelines.redaction if redaction is None else redaction
+        self._lost = False
         self._ordinal = 1
         self._lines: list[NewEntry] = []
         self._flushing: asyncio.Task[None] | None = None
@@ -59,46 +143,101 @@ class LogBook:
         """Says that later lines are of a later claim of the same run; flush first."""
         self._epoch = epoch
         self.decided(decision, attempt)
+    def moved_on(self, entries: int) -> None:
+        """Says that a commit that answers no number, such as the last one, wrote so many entries; flush first."""
+        self._decision += entries
+        self._ordinal = 1
 
     def write(self, level: str, message: str, fields: dict[str, Any], path: str) -> None:
         """Takes a line in, from any thread; it is committed soon, at the latest with `flush`."""
-        payload = encode({"message": clean_text(message), "fields": _json_fields(fields)})
-        self._lines.append(NewEntry(source="logger", type=f"log.{level}", path=path, payload=payload))
+        shown = self.redaction.fields(_json_fields(fields))
+        payload = encode({"message": self.redaction.text(clean_text(message)), "fields": shown})
+        self._add(NewEntry(source="logger", type=f"log.{level}", path=path, payload=payload))
+
+    def write_event(self, event: Event) -> None:
+        """Takes in what happened to a service of the run."""
+        seconds = event.duration_seconds
+        told = {
+            "attempt": event.attempt,
+            "seconds": None if seconds is None else round(seconds, 3),
+            "param": event.param,
+        }
+        payload: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+        if event.error is not None:
+            payload["error"] = self.redaction.fields(describe(event.error))
+        self._add(
+            NewEntry(
+                source="container", type=event.event, path=event.key or "", payload=encode(payload) if payload else None
+            )
+        )
+
+    async def flush(self) -> None:
+        """Waits until every line so far is durable. A timeline that cannot be written fails nothing here."""
+        while self._lines or self._flushing is not None:
+            self._begin_to_write()
+            if self._flushing is not None:
+                await self._flushing
+        if self._timelines.missing(self._run_id):
+            self._flushing = asyncio.ensure_future(self._write_lines())
+            await self._flushing
+
+    def check(self) -> None:
+        """Ends a run whose lines were lost, where it is to end with that.
+
+        Raises:
+            TimelineGapError: Lines of this segment were not written, and `strict_timeline` is on.
+        """
+        if self._lost and self._timelines.strict:
+            raise TimelineGapError(
+                f"log lines of run {self._run_id} could not be written to its timeline, and strict_timeline is on",
+                run_id=self._run_id,
+            )
+
+    def _add(self, line: NewEntry) -> None:
+        self._lines.append(line)
         if threading.get_ident() == self._thread:
             self._begin_to_write()
         else:
             with contextlib.suppress(RuntimeError):  # the loop has closed: a synchronous step outlived its node
                 self._loop.call_soon_threadsafe(self._begin_to_write)
 
-    async def flush(self) -> None:
-        """Waits until every line so far is durable. A timeline that cannot be written never fails the run."""
-        while self._lines or self._flushing is not None:
-            self._begin_to_write()
-            if self._flushing is not None:
-                await self._flushing
-
     def _begin_to_write(self) -> None:
         if self._flushing is None and self._lines:
-            self._flushing = asyncio.ensure_future(self._write_out())
+            self._flushing = asyncio.ensure_future(self._write_lines())
 
-    async def _write_out(self) -> None:
+    async def _write_lines(self) -> None:
         try:
+            await self._write_out()
             while self._lines:
-                lines, self._lines = tuple(self._lines), []
-                item = Append(
-                    run_id=self._run_id,
-                    epoch=self._epoch,
-                    decision=self._decision,
-                    attempt=self._attempt,
-                    first=self._ordinal,
-                    entries=lines,
-                )
-                self._ordinal += len(lines)
-                await self._commit(append, item, decide_append)
-        except (StoreError, ClosedError) as error:
-            signals.emit(signals.NODE_TROUBLE, level="warning", what="writing log lines", error=error.message)
+                await self._write_out()
         finally:
             self._flushing = None
+
+    async def _write_out(self) -> None:
+        """Commits the lines there are, behind an entry that says how many are missing before them."""
+        lines, self._lines = tuple(self._lines), []
+        missing = self._timelines.missing(self._run_id)
+        gap = (NewEntry(type="timeline:gap", payload=encode({"lines": missing})),) if missing else ()
+        item = Append(
+            run_id=self._run_id,
+            epoch=self._epoch,
+            decision=self._decision,
+            attempt=self._attempt,
+            first=self._ordinal,
+            entries=(*gap, *lines),
+        )
+        self._ordinal += len(item.entries)
+        try:
+            await self._commit(append, item, decide_append)
+        except (StaleEpochError, NotFoundError):  # its successor writes now, or nobody: there is no gap to speak of
+            self._timelines.told(self._run_id)
+        except (StoreError, ClosedError) as error:
+            self._lost = self._lost or bool(lines)
+            if lines:
+                self._timelines.miss(self._run_id, len(lines), error)
+        else:
+            if missing:
+                self._timelines.told(self._run_id)
 
 
 class RunLogger:
@@ -138,7 +277,8 @@ class RunLogger:
 
     def _write(self, level: str, message: str, fields: dict[str, Any]) -> None:
         fields = self._fields | fields
-        _log.log(_LEVELS[level], str(message), fields)
+        redaction = PLAIN if self._book is None else self._book.redaction
+        _log.log(_LEVELS[level], redaction.text(str(message)), redaction.fields(fields))
         if self._book is not None:
             self._book.write(level, str(message), fields, self._path)
 

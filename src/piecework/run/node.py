@@ -27,6 +27,7 @@ from piecework.errors import (
 from piecework.run.folds import decide_claim, decide_release, decide_resume
 from piecework.run.folds_nodes import no_decision
 from piecework.run.lifecycle import Status
+from piecework.run.logger import Timelines
 from piecework.run.parts import encode
 from piecework.store.items import Claim, Leave, Release, Renew, TakeOver
 from piecework.store.records import NodeRow, Run
@@ -34,6 +35,7 @@ from piecework.store.verbs.claim import claim, take_over
 from piecework.store.verbs.nodes import leave, renew
 from piecework.store.verbs.runs import due, release
 from piecework.telemetry import logs, signals
+from piecework.telemetry.redaction import PLAIN, Redaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,8 +73,11 @@ class Node:
         places: How many runs of the kind `piece` one space may have in flight: more would only wait here.
         lease_seconds: How long what this node has is its own, where others can be nodes too and it says nothing more.
         version: Of Piecework, for people who look.
+        redaction: What no line of a timeline shows.
+        strict_timeline: Whether a run fails when its log lines cannot be written.
 
     Attributes:
+        timelines: What is written to its runs' timelines beside their decisions.
         ready: False while the store is full or away: what runs waits, nothing new is taken.
     """
 
@@ -87,7 +92,10 @@ class Node:
         places: int = 4,
         lease_seconds: float = 15,
         version: str = "",
+        redaction: Redaction = PLAIN,
+        strict_timeline: bool = False,
     ) -> None:
+        self.timelines = Timelines(self.commit, redaction=redaction, strict=strict_timeline)
         self.node_id = node_id
         self.ready = True
         self._lease_seconds = lease_seconds

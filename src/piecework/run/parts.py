@@ -34,7 +34,18 @@ def write_entries(draft: Draft, run: Run, entries: tuple[NewEntry, ...], now: in
     for entry in entries:
         number += 1
         draft.append(
-            Entry(run.run_id, number, run.attempt, 0, now, entry.source, entry.type, entry.path, entry.payload)
+            Entry(
+                run.run_id,
+                number,
+                run.attempt,
+                0,
+                now,
+                entry.source,
+                entry.type,
+                entry.path,
+                entry.payload,
+                entry.delta,
+            )
         )
     return replace(run, decision=number)
 

@@ -17,7 +17,7 @@ from piecework.clock import micros
 from piecework.errors import CrashedError, NotFoundError, PieceworkError, clean_text, describe
 from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_settle
 from piecework.run.lifecycle import ENDED, Status
-from piecework.run.logger import LogBook, RunLogger
+from piecework.run.logger import RunLogger
 from piecework.run.parts import encode
 from piecework.store.items import Cleaned, CommitStage, Defer, NewEntry, Settle
 from piecework.store.records import NodeRow
@@ -237,7 +237,7 @@ class Jobs:
         if Status(run.status) in ENDED:
             await self._clean(run)
             return
-        book = LogBook(self._node().commit, run.run_id, run.epoch, run.decision, run.attempt)
+        book = self._node().timelines.book(run)
         attempt = Attempt(
             run_id=run.run_id,
             args=msgspec.json.decode(claimed.values["args"]),
@@ -291,7 +291,7 @@ class Jobs:
             return
         if self.schedules is not None:
             await self.schedules.ends(run)
-        error = None if isinstance(verdict, Done) else encode(describe(verdict.error)).decode()
+        error = None if isinstance(verdict, Done) else encode(self._shown(verdict.error)).decode()
         item = Settle(
             run_id=run.run_id,
             epoch=run.epoch,
@@ -307,9 +307,13 @@ class Jobs:
         self._node().news.announce(run.run_id, status)
         await self._clean(run)
 
+    def _shown(self, error: PieceworkError) -> dict[str, Any]:
+        """A failure as people may see it."""
+        return self._node().timelines.redaction.fields(describe(error))
+
     async def _defer(self, run: Run, again: Again) -> None:
         node = self._node()
-        told = {"seconds": again.seconds, "error": None if again.error is None else describe(again.error)}
+        told = {"seconds": again.seconds, "error": None if again.error is None else self._shown(again.error)}
         item = CommitStage(
             run_id=run.run_id,
             epoch=run.epoch,

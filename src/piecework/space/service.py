@@ -15,7 +15,6 @@ from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.run.info import RunInfo, run_info
 from piecework.run.lifecycle import ENDED, Status
-from piecework.run.logger import LogBook
 from piecework.run.outcome import Failed, RetryAfter, Skipped, Success
 from piecework.space.controller import WorkerDied
 from piecework.space.folds import KIND, decide_finish_piece, decide_register_piece, decide_run_piece
@@ -25,6 +24,7 @@ from piecework.store.records import NodeRow, Piece, Run, RunValue
 from piecework.store.values import check_identifier, decode, encode, encode_mapping
 from piecework.store.verbs.pieces import finish_piece, register_piece, run_piece
 from piecework.telemetry import logs, signals
+from piecework.telemetry.redaction import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from piecework.bus.event import Event
     from piecework.clock import Clock
     from piecework.config import Settings
+    from piecework.run.logger import LogBook
     from piecework.run.node import Node
     from piecework.run.outcome import Outcome
     from piecework.space.manager import Spaces
@@ -144,7 +145,9 @@ class PieceKind:
     def on_log(self, line: protocol.Log, space: str) -> None:
         """Takes a log line of a worker: into the process's log and the run's timeline."""
         level = line.level if line.level in {"debug", "info", "warning", "error"} else "info"
-        getattr(_log, level)(line.message, **(line.fields | {"space": space, "run_id": line.run_id}))
+        redaction = PLAIN if self._node is None else self._node.timelines.redaction
+        fields = redaction.fields(line.fields) | {"space": space, "run_id": line.run_id}
+        getattr(_log, level)(redaction.text(line.message), **fields)
         book = self._books.get(line.run_id or "")
         if book is not None:
             book.write(level, line.message, line.fields, "")
@@ -155,7 +158,7 @@ class PieceKind:
         if Status(run.status) in ENDED:
             return
         assert self._node is not None
-        book = LogBook(self._node.commit, run.run_id, run.epoch, run.decision, run.attempt)
+        book = self._node.timelines.book(run)
         self._books[run.run_id] = book
         try:
             with logs.bind(piece_id=run.key_value):
@@ -192,19 +195,20 @@ class PieceKind:
 
     async def _finish(self, run: Run, outcome: Outcome, state: dict[str, Any] | None) -> None:
         assert self._node is not None
-        error = None
+        redaction = self._node.timelines.redaction
+        error, reason = None, redaction.text(_reason(outcome))
         if isinstance(outcome, Failed):
             told = {"type": outcome.type, "code": outcome.code, "message": clean_text(outcome.error)}
             if outcome.trace:
                 told["trace"] = clean_text(outcome.trace, 16_000)
-            error = msgspec.json.encode(told).decode()
+            error = msgspec.json.encode(redaction.fields(told)).decode()
         item = FinishPiece(
             run_id=run.run_id,
             epoch=run.epoch,
             outcome=outcome.name,
             result=_kept(outcome),
             error=error,
-            reason=_reason(outcome),
+            reason=reason,
             permanent=isinstance(outcome, Failed) and outcome.permanent,
             retry_after=micros(min(outcome.seconds, LONGEST_SECONDS)) if isinstance(outcome, RetryAfter) else None,
             state=None if state is None else encode_mapping(state, what="piece.state"),
@@ -215,9 +219,9 @@ class PieceKind:
         )
         finished: PieceFinished = await self._node.commit(finish_piece, item, decide_finish_piece)
         if isinstance(outcome, Failed):
-            signals.emit(signals.PIECE_ENDED, level="warning", outcome=outcome.name, error=_reason(outcome))
+            signals.emit(signals.PIECE_ENDED, level="warning", outcome=outcome.name, error=reason)
         else:
-            signals.emit(signals.PIECE_ENDED, outcome=outcome.name, reason=_reason(outcome) or None)
+            signals.emit(signals.PIECE_ENDED, outcome=outcome.name, reason=reason or None)
         self._node.news.announce(run.run_id, finished.status)
         self._node.wake()
 

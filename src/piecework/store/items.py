@@ -15,12 +15,16 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewEntry(Item, frozen=True, kw_only=True):
-    """A timeline entry to be; the store gives it its number and moment."""
+    """A timeline entry to be; the store gives it its number and moment.
+
+    `delta` is what became of the run's state since the last entry that has one; it stands there only with that state.
+    """
 
     source: str = "pipeline"
     type: str
     path: str = ""
     payload: bytes | None = None
+    delta: bytes | None = None
 
 
 class Route(Item, frozen=True, kw_only=True):

@@ -312,7 +312,10 @@ class Buffered(Record, frozen=True):
 
 
 class Entry(Record, frozen=True):
-    """A line of a run's timeline. Decisions have ordinal 0; logs sort beneath the decision that they follow."""
+    """A line of a run's timeline. Decisions have ordinal 0; logs sort beneath the decision that they follow.
+
+    `delta` says what became of the run's state there, as `workflow.deltas` has it.
+    """
 
     table: ClassVar[str] = "timeline"
     key: ClassVar[tuple[str, ...]] = ("run_id", "decision", "attempt", "ordinal")
@@ -326,6 +329,7 @@ class Entry(Record, frozen=True):
     type: str
     path: str
     payload: bytes | None
+    delta: bytes | None = None
 
 
 class Piece(Record, frozen=True):

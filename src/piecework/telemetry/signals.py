@@ -34,6 +34,7 @@ SPACE_HIBERNATED: Final = "space.hibernated"  # space reason
 SPACE_DIED: Final = "space.died"  # space pid status
 ZYGOTE_STARTED: Final = "zygote.started"  # pid
 PIECE_ENDED: Final = "piece.ended"  # space piece_id run_id outcome error
+TIMELINE_GAP: Final = "timeline.gap"  # run_id lines lost error: lines that were not written; lost: all on this node
 MAIL_KEPT: Final = "mail.kept"  # run_id: in the outbox of this process, and nowhere else
 MAIL_SENT: Final = "mail.sent"  # run_id message_id
 MAIL_REFUSED: Final = "mail.refused"  # run_id error retry_in_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -282,6 +283,34 @@ class RunPromises:
         batch = [Abort(run_id=ids[place], reason="these") for place in (1, 2, 3, 0)]
         await verbs.together(runs.abort, batch, folds.decide_abort)
         assert [entry.run.run_id for entry in await verbs.claim()] == [ids[4]]
+
+    async def test_the_order_of_decisions_is_the_order_of_commits(self, verbs: Verbs) -> None:
+        """Decision entries are numbered in the order of their commits: none ever comes between those already seen."""
+        run = await verbs.running()
+        looks: list[list[tuple[int, str]]] = []
+
+        async def look() -> None:
+            lines = await verbs.timeline(run.run_id)
+            looks.append([(line.decision, line.type) for line in lines if line.ordinal == 0])
+
+        async def signal() -> None:
+            for _ in range(5):
+                await verbs.signal(run.run_id)
+                await look()
+
+        async def advance() -> None:
+            for visit in range(5):
+                await verbs.end_stage(run, Continue(stage="a"), visit=visit)
+                await verbs.append(run, "line", first=visit + 1)
+                await look()
+
+        async with asyncio.TaskGroup() as group:
+            for work in (signal(), signal(), advance()):
+                group.create_task(work)
+        looks.sort(key=len)
+        for earlier, later in itertools.pairwise(looks):
+            assert later[: len(earlier)] == earlier
+        assert [number for number, _ in looks[-1]] == list(range(1, len(looks[-1]) + 1))
 
     async def test_append_stands_beneath_its_decision(self, verbs: Verbs) -> None:
         """Log lines sort beneath the decision that they follow, in their order."""

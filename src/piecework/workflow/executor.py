@@ -25,13 +25,12 @@ from piecework.errors import (
     StoppedError,
     StoreError,
     describe,
-    trace_of,
 )
 from piecework.run.failure import step_delay
 from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_end_told, decide_settle, decide_unresume
 from piecework.run.info import run_info
 from piecework.run.lifecycle import ENDED, Status
-from piecework.run.logger import LogBook, RunLogger
+from piecework.run.logger import RunLogger
 from piecework.run.parts import encode
 from piecework.store.items import Cleaned, CommitStage, Continue, EndTold, NewEntry, Park, Settle, Unresume
 from piecework.store.values import encode_mapping
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from piecework.bus.event import Event
+    from piecework.run.logger import LogBook
     from piecework.run.node import Node
     from piecework.store.items import Claimed, Progress, Route
     from piecework.store.records import EventRow, Run, Wait
@@ -180,6 +180,7 @@ class Executor:
         self.flights[flight.run.run_id] = flight
         try:
             await self._fly(flight)
+            await flight.book.flush()  # what was logged while its services were closed
         finally:
             self._prune(flight)
 
@@ -211,6 +212,7 @@ class Executor:
 
     async def _run_stages(self, flight: Flight, ws: Workspace) -> None:
         """Goes from stage to stage; returns when the run has nothing more to do, raises `_Parked` when it pauses."""
+        flight.look_at_services(ws)
         if flight.visit == 0:
             await self._prepare(flight, ws)
         while (stage := self._stage(flight)) is not None:
@@ -220,6 +222,7 @@ class Executor:
             state = merge_all(flight.state, patches)
             instruction, wait_for = self._stages.route(flight, stage, state)
             await flight.book.flush()
+            flight.book.check()
             await self._commit(flight, stage, state, instruction, wait_for)
             flight.show()
 
@@ -297,7 +300,7 @@ class Executor:
             stored = claimed.values.get("state")
             state = {} if stored is None else msgspec.json.decode(stored)
             shown.commit(state)
-            book = LogBook(self.node.commit, run.run_id, run.epoch, run.decision, run.attempt)
+            book = self.node.timelines.book(run, registered.workflow.env)
             async with self._workspace(run, registered, shown, book) as ws:
                 await self._tell_end(run, hook, result_of(run_info(run), state), ws)
                 await book.flush()
@@ -314,9 +317,8 @@ class Executor:
             raise NotFoundError.among("trigger", run.trigger_id, pipelines, hint=f"run {run.run_id} was started by it")
         event = event_of(claimed)
         stored = claimed.values.get("state")
-        if stored is not None:
-            state = msgspec.json.decode(stored)
-        else:
+        state = committed = None if stored is None else msgspec.json.decode(stored)
+        if state is None:
             told = {"id": event.id, "type": event.type, "payload": event.payload, "space": event.space}
             state = initial_state(
                 snapshot(event.payload),
@@ -336,12 +338,15 @@ class Executor:
             pipeline=pipelines[run.trigger_id],
             event=event,
             state=state,
-            book=LogBook(self.node.commit, run.run_id, run.epoch, run.decision, run.attempt),
+            book=self.node.timelines.book(run, registered.workflow.env),
             visit=run.visit,
             stage=run.stage,
             abort_reason=self.node.abort_reason(run),
             resumed=patch is not None,
+            told=committed,
         )
+        if patch is not None:
+            flight.note_resumed()
         flight.take_signals(claimed.signals)
         flight.show()
         return flight
@@ -421,9 +426,9 @@ class Executor:
         self, flight: Flight, stage: Stage, state: dict[str, Any], instruction: Instruction, wait_for: WaitFor | None
     ) -> None:
         target = target_of(flight.pipeline, stage, instruction)
-        flight.note("stage:completed", stage.id, next=target, instruction=instruction.action)
         flight.state = state
         flight.stage = target
+        flight.note_change("stage:completed", stage.id, next=target, instruction=instruction.action)
         if instruction.action != "pause" and target is None:
             flight.visit += 1  # the settle that follows at once carries the state
             return
@@ -458,6 +463,7 @@ class Executor:
             raise _Parked
         if progress.outcome == "resumed" and progress.patch is not None:
             flight.state = resumed(flight.state, msgspec.json.decode(progress.patch))
+            flight.note_resumed()
             flight.check_progress(self._resumes_limit)
             flight.resumed = True
         flight.take_signals(progress.signals)
@@ -481,16 +487,16 @@ class Executor:
             status=_status_of(error),
             telling=flight.registered.hooks.on_complete is not None,
             state=encode(flight.state) if error is None else None,
-            error=None if error is None else encode(describe(error) | {"trace": trace_of(error)}).decode(),
+            error=None if error is None else encode(flight.shown_error(error)).decode(),
             entries=flight.take_entries(),
         )
         status: str = await self.node.commit(settle, item, decide_settle)
+        flight.book.moved_on(len(item.entries) + 1)
         if error is None or status == Status.ABORTED:
             signals.emit(signals.RUN_ENDED, status=status)
         else:
-            signals.emit(
-                signals.RUN_ENDED, level="warning", status=status, error=describe(error), exception=trace_of(error)
-            )
+            told = flight.shown_error(error)
+            signals.emit(signals.RUN_ENDED, level="warning", status=status, error=told, exception=told.pop("trace"))
         flight.ended_as = status
         if item.telling:
             flight.ended = self._as_ended(flight, status, error)

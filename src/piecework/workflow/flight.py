@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from piecework.bus.event import Event
+from piecework.container import watching
+from piecework.container.scope import Scope
 from piecework.container.state import State, merge
-from piecework.errors import ExecutionFailedError
+from piecework.errors import ExecutionFailedError, describe, trace_of
 from piecework.run.parts import encode
 from piecework.store.items import NewEntry
+from piecework.workflow.deltas import SNAPSHOT_EVERY, encoded_delta
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +25,15 @@ if TYPE_CHECKING:
     from piecework.workflow.catalogue import Registered
     from piecework.workflow.definition import Pipeline
     from piecework.workflow.result import Result
+    from piecework.workspace.workspace import Workspace
+
+_SERVICE_EVENTS = (
+    watching.BUILD_START,
+    watching.BUILD_COMPLETE,
+    watching.BUILD_ERROR,
+    watching.INVALIDATED,
+    watching.DISPOSED,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +41,8 @@ class Flight:
     """A run while it executes here: what the store last said, and what has happened since.
 
     `resumed` says that it goes on with a patch that `on_resume` has not seen, `ended` and `ended_as` what it came to.
+    `told` is the state as the entries of the timeline tell it so far, those of the next commit included; None before
+    the first that does.
     """
 
     run: Run
@@ -51,17 +65,23 @@ class Flight:
     parked: bool = False
     again: int = 0
     seen: tuple[str | None, dict[str, Any]] | None = None
+    told: dict[str, Any] | None = None
     shown: State = field(default_factory=State)
 
     def show(self) -> None:
         """Lets the run's services see its state as it is now."""
         self.shown.commit(self.state)
 
+    def note_resumed(self) -> None:
+        """Adds an entry about what a resume has brought into the state."""
+        self.note_change("state:resumed", source="store", reason=self.state.get("__resume_reason__"))
+
     def take_signals(self, signals: tuple[tuple[int, bytes], ...]) -> None:
         """Merges what was sent to the run; the next commit says so, and then the store forgets it."""
         for number, patch in signals:
             self.state = merge(self.state, msgspec.json.decode(patch))
             self.signalled = number
+            self.note_change("state:signalled", source="store", signal=number)
 
     def check_progress(self, limit: int) -> None:
         """Counts how often in a row the run went on from its buffer, at one stage and with nothing changed.
@@ -88,7 +108,29 @@ class Flight:
 
     def note(self, type_: str, path: str = "", **payload: Any) -> None:
         """Adds an entry that the next commit writes."""
+        if "error" in payload:
+            payload = self.book.redaction.fields(payload)
         self.entries.append(NewEntry(type=type_, path=path, payload=encode(payload) if payload else None))
+
+    def shown_error(self, error: BaseException) -> dict[str, Any]:
+        """A failure with its trace, as people may see it."""
+        return self.book.redaction.fields(describe(error) | {"trace": trace_of(error)})
+
+    def note_change(self, type_: str, path: str = "", *, source: str = "pipeline", **payload: Any) -> None:
+        """Adds an entry that also tells what has become of the state since the last one that did."""
+        whole = self.visit > 0 and self.visit % SNAPSHOT_EVERY == 0 and source == "pipeline"
+        delta = encoded_delta(self.told, self.state, whole=whole)
+        self.told = self.state
+        said = encode(payload) if payload else None
+        self.entries.append(NewEntry(source=source, type=type_, path=path, payload=said, delta=delta))
+
+    def look_at_services(self, ws: Workspace) -> None:
+        """Lets the timeline tell what happens to the services that the workflow makes for each run."""
+        mine = {service.id for service in self.registered.workflow.services if service.scope != Scope.WORKFLOW}
+        if not mine:
+            return  # nothing to tell, and a container that nobody looks at is the faster one
+        for event in _SERVICE_EVENTS:
+            ws.container.on(event, lambda told: self.book.write_event(told) if told.key in mine else None)
 
     def take_entries(self) -> tuple[NewEntry, ...]:
         """The entries so far, for a commit."""

@@ -28,6 +28,7 @@ from piecework.store.values import check_identifier, decode, encode_mapping
 from piecework.store.verbs.nodes import retire_workflow
 from piecework.store.verbs.runs import abort, resume
 from piecework.workflow.catalogue import KIND, Catalogue
+from piecework.workflow.deltas import changed_places, state_after
 from piecework.workflow.explain import Explanation, explain
 from piecework.workflow.hooks import Hooks
 from piecework.workflow.leaving import Leaving
@@ -468,9 +469,39 @@ class Runtime:
         Raises:
             NotFoundError: There is no such run.
         """
+        rows = await self._entries(run_id)
+        return [timeline_entry(row, seq, changed_places(row.delta)) for seq, row in enumerate(rows, start=1)]
+
+    async def seek(self, run_id: str, seq: int) -> dict[str, Any]:
+        """A run's data as it was committed with an entry of its timeline; empty before the first commit.
+
+        Values are as they were, also those that a log line would not show.
+
+        Args:
+            run_id: The run.
+            seq: The entry's place in the timeline, from 1.
+
+        Raises:
+            NotFoundError: There is no such run, or its timeline has no such entry.
+            ValidationError: It is a job or an update of a piece: only what it has now is kept.
+        """
+        rows, kind = await self._entries(run_id), (await self._run(run_id)).kind
+        if kind != KIND:
+            raise ValidationError(
+                f"run {run_id} is of kind {kind}: only runs of workflows keep their earlier states; `state` has the "
+                "one of now",
+                run_id=run_id,
+            )
+        if not isinstance(seq, int) or not 1 <= seq <= len(rows):
+            raise NotFoundError(
+                f"the timeline of run {run_id} has no entry {seq!r}: it has 1 to {len(rows)}", run_id=run_id, seq=seq
+            )
+        return state_after([row.delta for row in rows[:seq]])
+
+    async def _entries(self, run_id: str) -> list[Entry]:
         await self._run(run_id)
-        rows = await self._store.read("timeline_of", {"run_id": run_id}, Entry)
-        return [timeline_entry(row, seq) for seq, row in enumerate(rows, start=1)]
+        rows: list[Entry] = await self._store.read("timeline_of", {"run_id": run_id}, Entry)
+        return rows
 
     async def explain(self, run_id: str, event: Event | str) -> list[Explanation]:
         """Why an event did, or did not, or would wake a run: an answer for each of its waits.

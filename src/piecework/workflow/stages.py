@@ -80,6 +80,7 @@ class Stages:
         path = f"{stage.id}/{step.id}"
         attempt = 1
         while True:
+            began = self._clock.monotonic()
             try:
                 patch = await self._attempt(flight, ws, stage, step, attempt)
             except Exception as error:
@@ -91,7 +92,7 @@ class Stages:
                 await self._clock.sleep(delay)
                 attempt += 1
             else:
-                flight.note("step:completed", path, attempt=attempt)
+                flight.note("step:completed", path, attempt=attempt, seconds=round(self._clock.monotonic() - began, 3))
                 return patch
 
     async def _attempt(self, flight: Flight, ws: Workspace, stage: Stage, step: Step, attempt: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import logging
 import msgspec
 import pytest
 
-from piecework.errors import StoreFullError
-from piecework.run.logger import LogBook, RunLogger
+from piecework.errors import StoreFullError, TimelineGapError
+from piecework.run.logger import LogBook, RunLogger, Timelines
 
 
 @pytest.fixture
@@ -108,22 +108,89 @@ async def test_lines_of_a_superseded_owner_are_refused_quietly(verbs, run):
     assert await lines(verbs, run) == []
 
 
-async def test_a_timeline_that_cannot_be_written_fails_nothing(verbs, run):
-    """Lines that the store does not take are lost; the run and later lines are not."""
-    full = [True]
+class FullDisk:
+    """A store that takes no line until there is room."""
 
-    async def commit(verb, item, decide):
-        if full.pop() if full else False:
+    def __init__(self, verbs):
+        self.full, self._verbs = True, verbs
+
+    async def __call__(self, verb, item, decide):
+        if self.full:
             raise StoreFullError("the disk is full")
-        return await verbs.do(verb, item, decide)
+        return await self._verbs.do(verb, item, decide)
 
-    book = LogBook(commit, run.run_id, run.epoch, run.decision, run.attempt)
+
+async def types(verbs, run):
+    return [entry.type for entry in await verbs.timeline(run.run_id)][2:]
+
+
+@pytest.mark.covers("E55")
+async def test_a_timeline_that_cannot_be_written_fails_nothing(verbs, run):
+    """Lines that the store does not take are lost and counted; where they are missing an entry says how many."""
+    disk = FullDisk(verbs)
+    timelines = Timelines(disk)
+    book = timelines.book(run)
     logger = RunLogger(book)
-    logger.info("lost")
-    await book.flush()
+    for message in ("lost", "lost too"):
+        logger.info(message)
+        await book.flush()
+    book.check()
+    disk.full = False
     logger.info("kept")
     await book.flush()
-    assert [told(entry)["message"] for entry in await lines(verbs, run)] == ["kept"]
+    assert await types(verbs, run) == ["timeline:gap", "log.info"]
+    gap, kept = (await verbs.timeline(run.run_id))[2:]
+    assert (told(gap), told(kept)["message"], timelines.lost) == ({"lines": 2}, "kept", 2)
+
+
+@pytest.mark.covers("E55")
+async def test_a_gap_is_told_without_a_further_line(verbs, run):
+    """A gap is marked at the next flush that succeeds, by whichever book of the run, and once."""
+    disk = FullDisk(verbs)
+    timelines = Timelines(disk)
+    book = timelines.book(run)
+    RunLogger(book).info("lost")
+    await book.flush()
+    assert await types(verbs, run) == []
+    disk.full = False
+    later = timelines.book(run)
+    await later.flush()
+    await book.flush()
+    assert await types(verbs, run) == ["timeline:gap"]
+
+
+@pytest.mark.covers("E55")
+async def test_a_strict_timeline_ends_the_run(verbs, run):
+    """Where timelines are strict a book that has lost lines says so with TIMELINE_GAP."""
+    book = Timelines(FullDisk(verbs), strict=True).book(run)
+    book.check()
+    RunLogger(book).info("lost")
+    await book.flush()
+    with pytest.raises(TimelineGapError, match=run.run_id):
+        book.check()
+
+
+async def test_what_a_superseded_owner_cannot_write_is_no_gap(verbs, run):
+    """The lines of an owner that lost the run are refused, and nobody is told that they are missing."""
+    timelines = Timelines(verbs.do)
+    book = timelines.book(run)
+    await verbs.claim("node-2", orphans=True)
+    RunLogger(book).info("late")
+    await book.flush()
+    assert (timelines.lost, timelines.missing(run.run_id)) == (0, 0)
+
+
+async def test_secrets_are_taken_out_of_lines(verbs, run):
+    """What is called a secret, and the variables of the workflow, stand in no line; also where a field is no JSON."""
+    book = Timelines(verbs.do).book(run, {"KEY": "hush-hush"})
+    RunLogger(book).info("hush-hush", password="open", thing={"hush-hush"})
+    await book.flush()
+    (entry,) = await lines(verbs, run)
+    shown = told(entry)
+    assert (shown["message"], shown["fields"]) == (
+        "[redacted]",
+        {"password": "[redacted]", "thing": "{'[redacted]'}"},
+    )
 
 
 async def test_lines_stand_beneath_the_decision_that_they_follow(verbs, run):

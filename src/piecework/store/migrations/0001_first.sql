@@ -198,6 +198,7 @@ CREATE TABLE timeline (
     type TEXT NOT NULL,
     path TEXT NOT NULL,
     payload BLOB,
+    delta BLOB,
     PRIMARY KEY (run_id, decision, attempt, ordinal)
 ) STRICT, WITHOUT ROWID;
 
