@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from piecework.built_in import BuiltIns
 from piecework.configured import default_store
 from piecework.container.env import EnvService
 from piecework.container.registry import Recipe
 from piecework.container.scope import Scope
-from piecework.errors import NotFoundError, StoreLockedError, ValidationError
+from piecework.errors import NotFoundError, ValidationError
 from piecework.roles import Roles
 from piecework.services.database import Database
 from piecework.workspace.calls import (
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from piecework.space.piece import PieceDefinition
     from piecework.workspace.supervise import Handle
     from piecework.workspace.workspace import Workspace
+
+ATTACHED_AS: Final = "piecework"
+"""The attribute of a web application's `state` and `router` by which its requests find their App."""
 
 __all__ = ["App", "WorkerSide", "default_store"]
 
@@ -188,7 +191,8 @@ class App(Roles):
                 application's database) that claims and decides nothing: what it publishes, queues, resumes or aborts is
                 done by a node of the store. It has the store itself where that is PostgreSQL; of a file it asks the
                 node, has no `app.store`, and waits `connect_timeout_seconds` until there is one. "auto" is a node, but
-                where another process is the node of a file a client.
+                where another process is the node of a file a client of that one, which takes its place when it goes
+                away: in place, with everything that is open here. See `role`.
 
         Raises:
             ValidationError: There is no such role.
@@ -199,16 +203,31 @@ class App(Roles):
         """
         if role not in {"node", "client", "auto"}:
             raise ValidationError(f"app.open(role={role!r}): choose 'node', 'client' or 'auto'")
-        try:
-            await self._enter("node" if role == "auto" else role)
-        except StoreLockedError:
-            if role != "auto":
-                raise
-            await self._enter("client")
+        await self._enter(role)
         try:
             yield self
         finally:
             await self._close(*sys.exc_info())
+
+    @asynccontextmanager
+    async def lifespan(self, web: Any = None) -> AsyncIterator[None]:
+        """Opens the app for as long as a web application lives: `FastAPI(lifespan=app.lifespan)`, Starlette too.
+
+        Its role is "auto": of the processes of one server (`uvicorn --workers 4`) one is the node of a store file, and
+        when it dies one of the others takes its place; on PostgreSQL each is a node. The requests of the web
+        application find the app as if `piecework.bridges.fastapi.attach` had told them, unless it told them of another.
+
+        Args:
+            web: The web application, which gives itself.
+
+        Raises:
+            Exception: As of `open`.
+        """
+        for place in (getattr(web, "state", None), getattr(web, "router", None)):
+            if place is not None and not hasattr(place, ATTACHED_AS):
+                setattr(place, ATTACHED_AS, self)
+        async with self.open(role="auto"):
+            yield
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -59,6 +59,7 @@ class Parts:
 
     Attributes:
         link: Where clients of a file's node ask; None where there is none.
+        serving: Whether this is a node.
     """
 
     store: Store
@@ -74,6 +75,7 @@ class Parts:
     link: LinkServer | None
     notifications: Notifications
     mail: Transport
+    serving: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +186,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         link=LinkServer(desk.answer, beside=store.path) if isinstance(store, SqliteStore) else None,
         notifications=notifications,
         mail=transport,
+        serving=serving,
     )
 
 

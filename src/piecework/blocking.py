@@ -48,7 +48,7 @@ def open(app: App, role: str = "node") -> Iterator[Any]:  # noqa: A001 - the wor
 
     Args:
         app: Not open yet.
-        role: "node" or "client", as of `App.open`.
+        role: "node", "client" or "auto", as of `App.open`.
 
     Yields:
         The app: `publish`, `workspace`, `runtime`, … without `await`.

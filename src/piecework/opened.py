@@ -40,6 +40,8 @@ class Opened(Configured):
     """Holds the parts of an app between its opening and its closing."""
 
     _parts: Parts | RemoteParts | None = None
+    _taking_over: RemoteParts | None = None
+    """What a client asks that is about to become the node: until then only this knows all workflows."""
     _container: Container | None = None
     _supervisor: Supervisor | None = None
     _threads: SyncThreads | None = None
@@ -112,10 +114,23 @@ class Opened(Configured):
     # -- what is open --------------------------------------------------------------------------------------------
 
     @property
+    def role(self) -> str:
+        """What it is now: "node" or "client". One that was opened as "auto" may be a client first and a node later.
+
+        Raises:
+            ClosedError: It is not open.
+        """
+        parts = self._taking_over or self._any_parts()
+        return "node" if not isinstance(parts, RemoteParts) and parts.serving else "client"
+
+    @property
     def runtime(self) -> Runtime:
-        """Workflows and runs; on a client of a file's node, that node's."""
+        """Workflows and runs; on a client of a file's node, that node's.
+
+        Who keeps it may go on to ask it when this process becomes the node; to register workflows, ask for it anew.
+        """
         # A RemoteRuntime has the same names and signatures: see its test.
-        return cast("Runtime", self._any_parts().runtime)
+        return cast("Runtime", (self._taking_over or self._any_parts()).runtime)
 
     @property
     def pieces(self) -> PieceService:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from piecework import process
 from piecework.client.doors import RemoteParts, remote_parts
+from piecework.client.standby import Standby
 from piecework.config import Settings
 from piecework.configured import absolute, default_store
 from piecework.container.container import Container
@@ -35,10 +37,11 @@ if TYPE_CHECKING:
 
     from piecework.assembly import Declared, Parts
     from piecework.services.transport import Transport
+    from piecework.store.contract import Store
 
 
 class Roles(Sending):
-    """Opens an app as a node, as a client, or for a worker."""
+    """Opens an app as a node, as a client, as whichever of the two it can be, or for a worker."""
 
     async def _enter(self, role: str) -> Self:
         if self._stack is not None:
@@ -124,39 +127,37 @@ class Roles(Sending):
                 "the mail URL names no sender, and servers refuse mails without one: end it with ?from=you@example.org"
             )
         url = absolute(self._store_url or default_store())
-        if role == "client" and url.startswith("sqlite:"):
-            remote = remote_parts(sqlite_path(url), self.bus, self.clock, settings, transport)
-            await self._open_remote(stack, remote, settings)
+        if role == "node" or not url.startswith("sqlite:"):
+            await self._open_store(stack, url, settings, transport, serving=role != "client")
+            return
+        remote = remote_parts(sqlite_path(url), self.bus, self.clock, settings, transport)
+        if role == "auto":
+            await self._open_either(stack, remote, url, settings)
         else:
-            await self._open_store(stack, role, url, settings, transport)
+            await self._open_remote(stack, remote, settings)
 
     async def _open_store(
-        self, stack: AsyncExitStack, role: str, url: str, settings: Settings, transport: Transport
+        self, stack: AsyncExitStack, url: str, settings: Settings, transport: Transport, *, serving: bool
     ) -> None:
         """Opens a node, or a client that has the store itself."""
-        from piecework.assembly import assemble  # a worker, which is to be small, has none of these parts
-
         self._check_jobs()
-        serving = role == "node"
         declared = self._declared(serving=serving)
         store = store_for(url, clock=self.clock, connect_seconds=settings.connect_timeout_seconds, create=serving)
         await store.open()
         stack.push_async_callback(store.close)
         _set_switch_interval(stack, settings)
-        parts = assemble(declared, store, settings, transport, serving=serving)
         await self._open_services(stack, settings)
-        # Closed from the bottom up: runs, their workers, what was spawned, the workflows' services.
+        await self._open_parts(stack, _assemble(declared, store, settings, transport, serving=serving), settings)
+
+    async def _open_parts(self, stack: AsyncExitStack, parts: Parts, settings: Settings) -> None:
+        """Closed from the bottom up: runs, their workers, what was spawned, the workflows' services."""
         stack.push_async_callback(parts.spaces.end)
         await parts.spaces.begin()
-        stack.callback(self._forget_parts)
-        self._parts = parts
-        parts.runtime.before_wait = outbox.refuse_waiting
+        self._use_parts(stack, parts)
         stack.push_async_callback(parts.runtime.stop)
-        stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
+        stack.push_async_callback(self._drain, settings)
         stack.push_async_callback(parts.spaces.stop)
-        self.bus.connect(parts.intake.publish)
-        stack.callback(self.bus.connect, None)
-        await self._begin(stack, parts, settings, serving=serving)
+        await self._begin(stack, parts, settings)
 
     async def _open_remote(self, stack: AsyncExitStack, parts: RemoteParts, settings: Settings) -> None:
         """Opens a client of the node that has a file: everything of its own, and the way to that node."""
@@ -164,14 +165,54 @@ class Roles(Sending):
         await parts.link.open()
         _set_switch_interval(stack, settings)
         await self._open_services(stack, settings)
-        stack.callback(self._forget_parts)
-        self._parts = parts
-        parts.runtime.before_wait = outbox.refuse_waiting
-        stack.push_async_callback(self.supervisor.drain, settings.close_timeout_seconds)
-        self.bus.connect(parts.intake.publish)
-        stack.callback(self.bus.connect, None)
+        self._use_parts(stack, parts)
+        stack.push_async_callback(self._drain, settings)
 
-    async def _begin(self, stack: AsyncExitStack, parts: Parts, settings: Settings, *, serving: bool) -> None:
+    async def _open_either(self, stack: AsyncExitStack, remote: RemoteParts, url: str, settings: Settings) -> None:
+        """Opens the node of a file that has none, else a client that takes the node's place when that goes away."""
+        self._check_jobs()
+        declared = self._declared(serving=True)
+        # What lies under the services: a store that is taken later is closed after them, as a node's is.
+        ground = await stack.enter_async_context(AsyncExitStack())
+        make = partial(store_for, url, clock=self.clock, connect_seconds=settings.connect_timeout_seconds)
+        above = AsyncExitStack()
+        standby = Standby(remote.link, make, partial(self._become_node, (ground, above), declared, remote, settings))
+        ground.push_async_callback(remote.link.close)
+        store = await standby.meet()
+        if store is not None:
+            ground.push_async_callback(store.close)
+            _set_switch_interval(stack, settings)
+            await self._open_services(stack, settings)
+            await self._open_parts(stack, _assemble(declared, store, settings, remote.mail, serving=True), settings)
+        else:
+            await self._open_remote(stack, remote, settings)
+            await stack.enter_async_context(above)
+            stack.push_async_callback(standby.stop)
+            standby.start()
+
+    async def _become_node(
+        self,
+        stacks: tuple[AsyncExitStack, AsyncExitStack],
+        declared: Declared,
+        remote: RemoteParts,
+        settings: Settings,
+        store: Store,
+    ) -> None:
+        """Makes a node of an open client: its services, workspaces and subscriptions stay. Whole or not at all."""
+        ground, above = stacks
+        async with AsyncExitStack() as below, AsyncExitStack() as taken:
+            below.push_async_callback(store.close)
+            taken.callback(self._take_over, None, remote)
+            self._take_over(remote, remote)
+            await self._open_parts(taken, _assemble(declared, store, settings, remote.mail, serving=True), settings)
+            self._taking_over = None
+            above.push_async_exit(taken.pop_all())
+            ground.push_async_exit(below.pop_all())
+
+    def _take_over(self, now: RemoteParts | None, remote: RemoteParts) -> None:
+        self._taking_over, remote.link.here = now, now is not None
+
+    async def _begin(self, stack: AsyncExitStack, parts: Parts, settings: Settings) -> None:
         """Registers what is declared; a node lives from here on."""
         # What still runs while the node stops is its own: it says so until the last of it has ended.
         stack.push_async_callback(parts.node.leave)
@@ -179,12 +220,15 @@ class Roles(Sending):
             parts.node.beat, every_seconds=settings.heartbeat_seconds, stall_seconds=settings.loop_stall_seconds
         )
         stack.push_async_callback(heartbeat.stop)
+        if parts.link is not None:
+            # Clients are answered as long as runs may still end: what they ask for is durable, and the next node's.
+            stack.push_async_callback(parts.link.stop)
         stack.push_async_callback(parts.node.stop, settings.close_timeout_seconds)
         stack.push_async_callback(parts.dispatcher.stop)
         # All of them before anything runs: what a continued run publishes has to find every workflow.
         for workflow, mode, hooks in self._workflows:
-            await parts.runtime.register_with(workflow, mode, hooks)
-        if serving:
+            await parts.runtime.register(workflow, mode=mode, **hooks.given())
+        if parts.serving:
             await heartbeat.start()
             await self._live(stack, parts)
 
@@ -202,7 +246,6 @@ class Roles(Sending):
             self._relay.start()
             stack.push_async_callback(self._relay.stop)
         if parts.link is not None:
-            stack.push_async_callback(parts.link.stop)
             socket = str(await parts.link.start())
             if isinstance(store, SqliteStore):
                 store.lock.describe(socket=socket)
@@ -265,14 +308,35 @@ class Roles(Sending):
         if templates is not None:
             await templates.close()
 
-    def _forget_parts(self) -> None:
-        self._parts = None
+    def _use_parts(self, stack: AsyncExitStack, parts: Parts | RemoteParts) -> None:
+        """Has all that the app sends go through these parts; when they are closed, through those from before."""
+        before = self._parts
+        stack.callback(self._connect, before)
+        parts.runtime.before_wait = outbox.refuse_waiting
+        self._connect(parts)
+
+    def _connect(self, parts: Parts | RemoteParts | None) -> None:
+        if self._stack is None:  # it closes, and goes back to nothing that it had before
+            parts = None
+        self._parts = parts
+        self.bus.connect(None if parts is None else parts.intake.publish)
+
+    async def _drain(self, settings: Settings) -> None:
+        """Waits for what was spawned, unless it goes on: a client that could not take over stays a client."""
+        if self._taking_over is None:
+            await self.supervisor.drain(settings.close_timeout_seconds)
 
 
 def _set_switch_interval(stack: AsyncExitStack, settings: Settings) -> None:
     if settings.switch_interval_seconds is not None:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(settings.switch_interval_seconds)
+
+
+def _assemble(declared: Declared, store: Store, settings: Settings, transport: Transport, *, serving: bool) -> Parts:
+    from piecework.assembly import assemble  # a worker, which is to be small, has none of these parts
+
+    return assemble(declared, store, settings, transport, serving=serving)
 
 
 def _version() -> str:

@@ -322,3 +322,45 @@ async def test_a_server_s_client_gets_the_run_of_a_killed_node(postgres_url):
             assert await other.line() == "in r-1"
             other.let_go()
             assert (await invoked).value.status == "completed"
+
+
+@pytest.mark.covers("N257")
+async def test_a_stopped_node_is_not_taken_over(tmp_path):
+    """A node that is stopped still has the store: clients say NO_NODE, none takes over, and all goes on with it."""
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    app = App("client", store=url, settings=Settings(connect_timeout_seconds=1))
+    async with Node(url) as node, app.open(role="auto"):
+        node.send(signal.SIGSTOP)
+        with pytest.raises(NoNodeError, match="is it stopped or blocked") as caught:
+            await app.publish("go", id="evt-1")
+        assert (caught.value.unknown, app.role) == (True, "client")
+        node.send(signal.SIGCONT)
+        receipt = await again(lambda: app.publish("go", id="evt-1"))
+        run_id = receipt.dispatched[0].run_id
+        assert await node.line() == f"in {run_id}"
+        node.let_go()
+        assert (await app.runtime.wait(run_id)).unwrap().status == "completed"
+        assert len(await app.runtime.list_all_runs()) == 1
+
+
+async def again(call):
+    """What a call gives that is repeated as long as there is no node."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            try:
+                return await call()
+            except NoNodeError:
+                continue
+
+
+@pytest.mark.covers("N251")
+async def test_a_client_takes_over_what_a_killed_node_ran(tmp_path):
+    """A client of role auto goes on, in its own process, with the run of a node that was killed."""
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    async with Node(url) as node, client_of(url).open(role="auto") as client:
+        invoked = asyncio.ensure_future(client.runtime.invoke("held", "default", Event("go"), run_id="r-1"))
+        assert await node.line() == "in r-1"
+        await node.kill()
+        assert (await invoked).value.status == "completed"
+        assert client.role == "node"
+        assert (await client.runtime.get("r-1")).status == "completed"

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable  # noqa: TC003 - FastAPI reads annotations as it runs
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, overload
 
+from piecework.app import ATTACHED_AS
 from piecework.errors import ClosedError, InvalidStateError, MissingExtraError
 from piecework.workspace.workspace import Workspace  # noqa: TC001 - FastAPI reads annotations as it runs
 
@@ -33,23 +34,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PLACE: Final = "piecework"
-
 
 def attach(api: Starlette, app: App) -> None:
     """Tells a web application which App its requests work with; applications that are mounted in it find it too.
 
-    The App is not opened here: do that in the web application's lifespan, `async with app: yield`. A second call
-    replaces the first. Where `api` is itself mounted in another application, those that are mounted in it need a call
-    of their own.
+    The App is not opened here: `FastAPI(lifespan=app.lifespan)` does that, and attaches it by itself; a lifespan of
+    your own does `async with app: yield`. A second call replaces the first. Where `api` is itself mounted in another
+    application, those that are mounted in it need a call of their own.
 
     Args:
         api: The FastAPI or Starlette application.
         app: The App, open or not yet.
     """
-    setattr(api.state, _PLACE, app)
+    setattr(api.state, ATTACHED_AS, app)
     # A mounted application takes the outer one's place in what a request knows; the outermost router stays.
-    setattr(api.router, _PLACE, app)
+    setattr(api.router, ATTACHED_AS, app)
 
 
 async def piecework_workspace(connection: HTTPConnection) -> AsyncIterator[Workspace]:
@@ -110,7 +109,7 @@ def _app_of(connection: HTTPConnection) -> App:
     """Finds the nearest App: of the application that serves the request, else of the outermost one."""
     scope = connection.scope
     for place in (getattr(scope.get("app"), "state", None), scope.get("router")):
-        app: App | None = getattr(place, _PLACE, None)
+        app: App | None = getattr(place, ATTACHED_AS, None)
         if app is not None:
             return app
     raise InvalidStateError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from piecework.errors import ClosedError, NoNodeError, PieceworkError, StoppedError
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOOK_SECONDS = 0.05
+_LEAST_SILENCE_SECONDS = 1.0
+"""So long a node may be busy with something else, however short a client's patience is."""
 
 
 class NodeLink:
@@ -23,16 +26,30 @@ class NodeLink:
         timeout_seconds: How long a node is looked for.
 
     Attributes:
-        workflows: The workflows that the node had when it was found.
+        workflows: The workflows that the node had when it was last asked.
+        here: Whether this very app takes the node's place, or has taken it: then what it asks, it asks itself.
     """
 
     def __init__(self, path: Path, *, timeout_seconds: float) -> None:
         self.path = path
         self.workflows: list[str] = []
+        self.here = False
         self._timeout_seconds = timeout_seconds
+        self._silence_seconds = max(timeout_seconds, _LEAST_SILENCE_SECONDS)
         self._link: LinkClient | None = None
         self._finding: asyncio.Task[LinkClient] | None = None
+        self._feeling: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a node that was found and has not gone away."""
+        return self._link is not None and not self._link.closed
+
+    @property
+    def node_pid(self) -> int | None:
+        """The process that is, or was, the node; None before one was found."""
+        return None if self._link is None else self._link.node_pid
 
     async def open(self) -> None:
         """Finds the node.
@@ -43,12 +60,36 @@ class NodeLink:
         """
         await self._found()
 
+    async def look(self, seconds: float) -> bool:
+        """Whether there is a node, or one is found within some seconds; the search goes on for others who ask.
+
+        Args:
+            seconds: How long to wait for it.
+
+        Raises:
+            NoNodeError: A search has ended in vain; the next look begins another.
+            ProtocolError: The node speaks another version of the frames.
+            ClosedError: This client has been closed.
+        """
+        if self.connected:
+            return True
+        finding = self._search()
+        await asyncio.wait({finding}, timeout=seconds)
+        return finding.done() and not self._outcome(finding).closed
+
+    async def lost(self) -> None:
+        """Returns when the node that was found has gone away; at once where there is none."""
+        if self._link is not None:
+            await self._link.ended()
+
     async def close(self) -> None:
         """Ends the connection. Closing twice is harmless."""
         self._closed = True
-        if self._finding is not None:
-            self._finding.cancel()
-            await asyncio.wait({self._finding})
+        going = {task for task in (self._finding, self._feeling) if task is not None}
+        for task in going:
+            task.cancel()
+        if going:
+            await asyncio.wait(going)
         if self._link is not None:
             await self._link.close()
 
@@ -79,6 +120,8 @@ class NodeLink:
             except NoNodeError as error:
                 if not error.data.get("unknown"):
                     continue  # it went away since it was found: nothing was sent
+                if error.data.get("silent"):
+                    raise  # it has the store still, so no other can be asked
                 lost: PieceworkError = error
             except StoppedError as error:
                 lost = error
@@ -104,11 +147,19 @@ class NodeLink:
             raise self._is_closed()
         if self._link is not None and not self._link.closed:
             return self._link
+        finding = self._search()
+        await asyncio.wait({finding})  # who asks may be cancelled; the search goes on for the others
+        return self._outcome(finding)
+
+    def _search(self) -> asyncio.Task[LinkClient]:
+        if self._closed:
+            raise self._is_closed()
         if self._finding is None or self._finding.done():
             self._finding = asyncio.create_task(self._find(), name="piecework-find-node")
             self._finding.add_done_callback(_seen)
-        finding = self._finding
-        await asyncio.wait({finding})  # who asks may be cancelled; the search goes on for the others
+        return self._finding
+
+    def _outcome(self, finding: asyncio.Task[LinkClient]) -> LinkClient:
         if finding.cancelled():
             raise self._is_closed()
         error = finding.exception()
@@ -125,7 +176,7 @@ class NodeLink:
         while True:
             link = await LinkClient.connect(self.path, timeout_seconds=max(0.0, ends_at - loop.time()))
             try:
-                self.workflows = (await link.ask("workflows.list"))["items"]
+                await self._greet(link)
             except (NoNodeError, StoppedError) as error:  # found in the moment of its end
                 await link.close()
                 if loop.time() >= ends_at:
@@ -139,7 +190,36 @@ class NodeLink:
                 raise
             else:
                 self._link = link
+                await self._feel_anew(link)
                 return link
+
+    async def _feel_anew(self, link: LinkClient) -> None:
+        if self._feeling is not None:
+            self._feeling.cancel()
+            await asyncio.wait({self._feeling})
+        self._feeling = asyncio.create_task(self._feel(link), name="piecework-feel-node")
+
+    async def _feel(self, link: LinkClient) -> None:
+        """Asks a node that owes answers for a sign of life now and then, and gives up one that gives none.
+
+        Its process may have been stopped: then the kernel keeps the connection, and no answer ever comes.
+        """
+        while not link.closed:
+            await asyncio.sleep(self._silence_seconds / 2)
+            if link.asking:
+                with contextlib.suppress(PieceworkError):  # it is alive, or has gone away: whoever asked is told
+                    await self._greet(link)
+
+    async def _greet(self, link: LinkClient) -> None:
+        asking = asyncio.ensure_future(link.ask("workflows.list"))
+        try:
+            done, _ = await asyncio.wait({asking}, timeout=self._silence_seconds)
+            if not done:
+                link.give_up(self._silence_seconds)
+            self.workflows = (await asking)["items"]
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
 
 def _seen(task: asyncio.Task[LinkClient]) -> None:

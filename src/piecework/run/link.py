@@ -69,7 +69,8 @@ class LinkServer:
         self._beside = beside
         self._path: Path | None = None
         self._socket: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._resting: asyncio.TimerHandle | None = None
+        self._receiving: set[asyncio.Task[None]] = set()
         self._peers: set[_Peer] = set()
         self._answers: set[asyncio.Task[None]] = set()
 
@@ -85,7 +86,7 @@ class LinkServer:
         path = socket_path(self._beside)
         self._socket = _listen(path)
         self._path = path
-        self._accepting = asyncio.create_task(self._accept(self._socket), name="piecework-link")
+        asyncio.get_running_loop().add_reader(self._socket, self._accept, self._socket)
         return path
 
     async def stop(self, grace_seconds: float = _GRACE_SECONDS) -> None:
@@ -94,13 +95,16 @@ class LinkServer:
         Args:
             grace_seconds: How long answers may still take. Stopping twice, or before the start, is harmless.
         """
-        if self._accepting is not None and self._socket is not None and self._path is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
-            self._accepting = None
+        if self._socket is not None and self._path is not None:
+            if self._resting is not None:
+                self._resting.cancel()
+            asyncio.get_running_loop().remove_reader(self._socket)
             self._path.unlink(missing_ok=True)
             self._socket.close()
             self._socket = None
+        for task in self._receiving:
+            task.cancel()
+        await asyncio.gather(*self._receiving, return_exceptions=True)
         for peer in self._peers:
             peer.deaf = True
         if self._answers:
@@ -121,20 +125,33 @@ class LinkServer:
                 ended[future].cut()
             await asyncio.gather(*stuck)
 
-    async def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> None:
+        """Called by the loop when somebody connects. No task awaits it: one that is cancelled would lose a socket."""
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except OSError as error:  # out of descriptors, say: those who wait in line are served when there is room
-                signals.emit(signals.NODE_TROUBLE, level="error", what="accepting a client", error=str(error))
-                await asyncio.sleep(_TROUBLE_PAUSE_SECONDS)
-                continue
-            try:
-                await self._receive(sock)
-            except OSError as error:
-                sock.close()
-                signals.emit(signals.NODE_TROUBLE, level="warning", what="greeting a client", error=str(error))
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # out of descriptors, say: those who wait in line are served when there is room
+            signals.emit(signals.NODE_TROUBLE, level="error", what="accepting a client", error=str(error))
+            loop.remove_reader(listener)
+            self._resting = loop.call_later(_TROUBLE_PAUSE_SECONDS, loop.add_reader, listener, self._accept, listener)
+            return
+        task = loop.create_task(self._greet(sock), name="piecework-link")
+        self._receiving.add(task)
+        task.add_done_callback(lambda done: self._greeted(done, sock))
+
+    def _greeted(self, task: asyncio.Task[None], sock: socket.socket) -> None:
+        self._receiving.discard(task)
+        if task.cancelled():
+            sock.close()
+
+    async def _greet(self, sock: socket.socket) -> None:
+        try:
+            await self._receive(sock)
+        except OSError as error:
+            sock.close()
+            signals.emit(signals.NODE_TROUBLE, level="warning", what="greeting a client", error=str(error))
 
     async def _receive(self, sock: socket.socket) -> None:
         peer = _Peer(self, sock)
@@ -228,6 +245,7 @@ class LinkClient:
         self._ids = itertools.count(_REFUSED + 1)
         self._asked: dict[int, tuple[str, asyncio.Future[Any]]] = {}
         self._channel: Channel[_ToClient] | None = None
+        self._socket: socket.socket | None = None
         loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[Hello] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -237,6 +255,15 @@ class LinkClient:
     def closed(self) -> bool:
         """Whether nothing can be asked any more."""
         return self._channel is None or self._channel.closed
+
+    @property
+    def asking(self) -> bool:
+        """Whether a question is under way."""
+        return bool(self._asked)
+
+    async def ended(self) -> None:
+        """Returns when the connection has ended, whoever ended it."""
+        await asyncio.wait({self._ended})
 
     @classmethod
     async def connect(cls, store_path: Path, *, timeout_seconds: float) -> LinkClient:
@@ -293,11 +320,40 @@ class LinkClient:
         finally:
             self._asked.pop(ident, None)
 
+    def give_up(self, silent_seconds: float) -> None:
+        """Ends the connection with a node that answers nothing; whoever asked is told that the outcome is unknown.
+
+        Args:
+            silent_seconds: For how long it has been silent.
+        """
+        for op, answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(
+                    NoNodeError(
+                        f"the node of {self._store} (process {self.node_pid}) has answered nothing for "
+                        f"{silent_seconds:g} s: is it stopped or blocked? Whether {op} was done is unknown, look "
+                        "before repeating it",
+                        op=op,
+                        unknown=True,
+                        silent=True,
+                        pid=self.node_pid,
+                    )
+                )
+        self._cut()
+
     async def close(self) -> None:
-        """Ends the connection. Closing twice is harmless."""
+        """Ends the connection, also with a node that does not read. Closing twice is harmless."""
         if self._channel is not None:
             self._channel.close()
-            await self._ended
+            await asyncio.wait({self._ended}, timeout=_GRACE_SECONDS)
+            if not self._ended.done():
+                self._cut()
+                await self._ended
+
+    def _cut(self) -> None:
+        if self._socket is not None and not self._ended.done():
+            with contextlib.suppress(OSError):  # it has gone by itself
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     async def __aenter__(self) -> Self:
         return self
@@ -309,6 +365,7 @@ class LinkClient:
     async def _greet(cls, store_path: Path, sock: socket.socket, pid: int | None) -> LinkClient:
         client = cls(store_path)
         client.node_pid = pid
+        client._socket = sock
         client._channel = await Channel.open(sock, _ToClient, client._heard, client._closed)
         try:
             client._channel.send(Hello(version=protocol.VERSION, pid=os.getpid()))

@@ -141,8 +141,8 @@ class Relay:
     # -- what others left behind ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to look, on a node."""
-        self._serving = True
+        """Begins to look, on a node; also after a stop."""
+        self._serving, self._stopping = True, False
         self._look_soon()
 
     async def stop(self) -> None:

@@ -14,6 +14,7 @@ NODE_STARTED: Final = "node.started"  # node_id store pid
 NODE_STOPPING: Final = "node.stopping"  # runs grace_seconds: it waits for runs; what is left then is interrupted
 NODE_STOPPED: Final = "node.stopped"  # node_id
 NODE_TROUBLE: Final = "node.trouble"  # what error: a loop of the node failed and goes on
+NODE_LOST: Final = "node.lost"  # store pid: a client of role "auto" looks for another, or becomes it
 RUN_STARTED: Final = "run.started"  # run_id kind name space attempt
 RUN_PAUSED: Final = "run.paused"  # run_id waiting_for
 RUN_RESUMED: Final = "run.resumed"  # run_id reason

@@ -51,6 +51,10 @@ class Hooks:
             if fn is not None and not callable(fn):
                 raise ValidationError(f"{given.name} has to be a function, plain or async, not {fn!r:.80}")
 
+    def given(self) -> dict[str, Callable[..., Any] | None]:
+        """All of them by name, as `register` takes them."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
     @property
     def of_end(self) -> bool:
         """Whether it wants to hear of the end of a run."""

@@ -140,12 +140,6 @@ class Runtime:
             on_cleanup=on_cleanup,
             on_dispatch=on_dispatch,
         )
-        await self.register_with(workflow, mode, hooks, replace=replace)
-
-    async def register_with(
-        self, workflow: Workflow, mode: Mode | None, hooks: Hooks, *, replace: bool = False
-    ) -> None:
-        """Registers a workflow whose hooks were put together before; see `register`."""
         if replace:
             self._registrar.check_open()
             await self._leaving.give_way(workflow.id)
