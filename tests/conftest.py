@@ -11,7 +11,7 @@ pytest.register_assert_rewrite(
         f"piecework.testing.promises_{part}"
         for part in (
             *("calls", "claims", "desired", "events", "fanout", "late", "lists", "modes", "nodes", "notifications"),
-            *("pieces", "retention", "runs", "spaces", "waits"),
+            *("pieces", "retention", "runs", "spaces", "versions", "waits"),
         )
     ),
 )

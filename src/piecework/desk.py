@@ -334,17 +334,19 @@ class ResumeRun(Form, frozen=True):
 
     Attributes:
         patch: Merged into the run's state.
+        at: The stage to go on with, whatever stage it paused for.
         wait: Answer only when the run has completed, failed or paused again.
     """
 
     op: ClassVar[str] = "runs.resume"
     run_id: str
     patch: dict[str, Any] = {}
+    at: str | None = None
     wait: bool = True
 
     async def answer(self, app: OpenApp) -> Any:
         """A run that failed meanwhile raises its error."""
-        value = (await app.runtime.resume(self.run_id, self.patch, wait=self.wait)).unwrap()
+        value = (await app.runtime.resume(self.run_id, self.patch, at=self.at, wait=self.wait)).unwrap()
         if self.wait:
             return {"run_id": self.run_id} | msgspec.to_builtins(value)
         return {"run_id": self.run_id, "status": value.status}
@@ -355,6 +357,7 @@ class WakeRun(Form, frozen=True):
 
     Attributes:
         patch: Merged into the run's state.
+        at: The stage to go on with, whatever stage it paused for.
         token: Names this very call, so that a repeat of it does nothing more.
     """
 
@@ -362,10 +365,11 @@ class WakeRun(Form, frozen=True):
     run_id: str
     token: str
     patch: dict[str, Any] = {}
+    at: str | None = None
 
     async def answer(self, app: OpenApp) -> Any:
         """Whoever wants to know what the run comes to waits for a pause after so many resumes."""
-        result = await app.runtime.resume(self.run_id, self.patch, wait=False, token=self.token)
+        result = await app.runtime.resume(self.run_id, self.patch, at=self.at, wait=False, token=self.token)
         resumes = (await app.runtime.get(self.run_id)).resume_count if result.ok else 0
         return _told(result) | {"resumes": resumes}
 

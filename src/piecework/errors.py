@@ -188,6 +188,16 @@ class StoppedError(PieceworkError):
     cure = "what was accepted goes on when a node starts: `piecework serve MODULE:APP`"
 
 
+class ExpiredDefinitionError(PieceworkError):
+    """A run cannot go on: no definition of its workflow that is there has its stage, or they are older than it."""
+
+    code = "EXPIRED_DEFINITION"
+    cause = "a run stands at a stage, or is of a version, that no living node's definition of its workflow has"
+    cure = (
+        "`piecework runs resume RUN_ID --at STAGE` says where it goes on; or start a node with a definition that fits"
+    )
+
+
 class ClosedError(PieceworkError):
     """A workspace, container or connection was used after it had been closed."""
 

@@ -133,6 +133,12 @@ def test_a_run_is_resumed_for_programs(ask, order):
     assert ask("runs", "resume", order, "--json").json["status"] == "completed"
 
 
+def test_a_run_is_resumed_elsewhere(ask, fail, order):
+    """`runs resume --at` goes on with that stage; one that there is not is told with near names."""
+    assert "did you mean 'pack'" in fail("runs", "resume", order, "--at", "pakc")
+    assert f"run {order} is paused, waiting for order.approved" in ask("runs", "resume", order, "--at", "pack").out
+
+
 def test_a_resumed_run_that_fails_is_a_failure(fail, order):
     """`runs resume` of a run that then fails exits 1 with its error."""
     assert "the address is unknown" in fail("runs", "resume", order, "--patch", '{"bad": true}')

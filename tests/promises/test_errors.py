@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from piecework import App, Settings
+from piecework import App, Settings, Stage, Workflow, pause
 from piecework.container.container import Container
 from piecework.errors import (
     AbortedError,
@@ -27,6 +27,7 @@ from piecework.errors import (
     DisposedError,
     DuplicateKeyError,
     ExecutionFailedError,
+    ExpiredDefinitionError,
     InvalidScopeError,
     InvalidStateError,
     MailRefused,
@@ -59,7 +60,7 @@ from piecework.process.protocol import Channel, Init, Run
 from piecework.space.controller import Controller, WorkerDied
 from piecework.testing.verbs import Verbs, slot
 
-from .flows import ended, flow, run_id_of
+from .flows import ended, flow, paused, run_id_of
 from .told import DOCS, check, docs_script, told
 
 TESTS = Path(__file__).parents[1]
@@ -259,6 +260,20 @@ async def test_crashed(make_app, gate, tmp_path):
     async with make_app(flow(gate), store=f"sqlite:///{tmp_path}/killed.db", settings=settings) as app:
         result = await app.runtime.wait(run_id, timeout_seconds=20)
     check(result.error, CrashedError, "its checkpoint is kept", run_id)
+
+
+@of(ExpiredDefinitionError)
+async def test_expired_definition(make_app):
+    """A run whose stage is gone: which, where it stands, what there is, and how to say where it goes on."""
+    ask = Stage("ask", router=pause())
+    async with make_app(Workflow("flow", on="go", stages=[ask, Stage("approve")])) as app:
+        run_id = await paused(app, await app.publish("go"))
+        await app.runtime.deregister("flow")
+        await app.runtime.register(Workflow("flow", on="go", stages=[ask, Stage("review")]))
+        result = await app.runtime.resume(run_id)
+        check(
+            result.error, ExpiredDefinitionError, f"`piecework runs resume {run_id} --at STAGE`", "'approve'", "review"
+        )
 
 
 @of(StaleEpochError)

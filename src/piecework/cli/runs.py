@@ -132,6 +132,7 @@ async def resume(
     /,
     *,
     patch: JsonObject | None = None,
+    at: str | None = None,
     no_wait: bool = False,
     as_json: AsJson = False,
     where: _Where = None,
@@ -141,6 +142,7 @@ async def resume(
     Args:
         run_id: Which run.
         patch: A JSON object that is merged into its state.
+        at: The stage to go on with, whatever stage it paused for and whatever version of the workflow it is of.
         no_wait: Return as soon as the run is woken.
         as_json: Print JSON.
         where: Which node.
@@ -149,7 +151,7 @@ async def resume(
         ExecutionFailedError: It went on and failed.
     """
     try:
-        came_to = await ask(where or Where(), "runs.resume", run_id=run_id, patch=patch, wait=not no_wait)
+        came_to = await ask(where or Where(), "runs.resume", run_id=run_id, patch=patch, at=at, wait=not no_wait)
     except ExecutionFailedError as error:
         raise ExecutionFailedError(f"run {run_id} went on and failed: {error.message}") from error
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -27,7 +28,7 @@ async def list_workflows(*, as_json: AsJson = False, where: _Where = None) -> No
         show_json(page)
         return
     rows = [
-        (item["workflow_id"], item["version"], ", ".join(item["events"]), len(item["nodes"]), item["pending"])
+        (item["workflow_id"], item["version"], ", ".join(item["events"]), _nodes(item), item["pending"])
         for item in page["items"]
     ]
     show_table(("workflow", "version", "events", "nodes", "waiting"), rows, nothing="no workflow was ever registered")
@@ -47,3 +48,11 @@ async def retire(workflow_id: str, /, *, as_json: AsJson = False, where: _Where 
         show_json(answer)
     else:
         say(f"workflow {workflow_id} is retired, {answer['dropped']} events that waited for it are dropped")
+
+
+def _nodes(item: dict[str, Any]) -> str:
+    """How many nodes have a workflow; where they differ from the newest version, how many have which."""
+    versions = Counter(item["versions"].values())
+    if not versions.keys() - {item["version"]}:
+        return str(len(item["nodes"]))
+    return ", ".join(f"{count} of {version}" for version, count in sorted(versions.items()))

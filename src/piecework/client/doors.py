@@ -190,7 +190,13 @@ class RemoteRuntime:
             return _failed(error, named, metadata)
 
     async def resume(
-        self, run_id: str, patch: Mapping[str, Any] | None = None, *, wait: bool = True, token: str | None = None
+        self,
+        run_id: str,
+        patch: Mapping[str, Any] | None = None,
+        *,
+        at: str | None = None,
+        wait: bool = True,
+        token: str | None = None,
     ) -> Result:
         """Wakes a paused run and waits until it completes, fails or pauses again; see `Runtime.resume`."""
         metadata: RunMetadata | None = None
@@ -198,7 +204,7 @@ class RemoteRuntime:
         try:
             encode_mapping(given, what="the patch", limit_bytes=self._limit)
             named = new_id() if token is None else token
-            told = await self._link.ask("runs.wake", {"run_id": run_id, "patch": given, "token": named})
+            told = await self._link.ask("runs.wake", {"run_id": run_id, "patch": given, "at": at, "token": named})
             result = as_result(told)
             metadata = result.metadata
             return await self._attend(run_id, "paused", told["resumes"]) if wait and result.ok else result

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from piecework.errors import InvalidStateError, NotFoundError
 from piecework.run import admission
 from piecework.run.folds_events import send_signal
+from piecework.run.folds_nodes import carries
 from piecework.run.lifecycle import ENDED, Status, check_move
 from piecework.run.parts import (
     HELD,
@@ -75,6 +76,9 @@ def decide_enqueue(draft: Draft, item: Enqueue, now: int) -> Enqueued:
 def decide_claim(draft: Draft, taking: Taking, now: int) -> Run:
     """Hands a run to an owner: epoch raised, attempt counted, before anything of it starts.
 
+    One that the owner's definition cannot carry is left to others and answered as nobody's: the first attempt that it
+    then makes is under the version of a definition that can.
+
     Raises:
         NotFoundError: Somebody else was faster, or it has ended meanwhile.
     """
@@ -87,19 +91,35 @@ def decide_claim(draft: Draft, taking: Taking, now: int) -> Run:
         draft.put(run)
         return run
     check_move(run.run_id, run.status, Status.RUNNING)
+    definition = taking.definitions.get(f"{run.kind}:{run.workflow_id}") if taking.definitions else None
+    if definition is not None and run.abort_reason is None and not carries(definition, run):
+        return _leave(draft, run, now)
     claimed = replace(
         run,
         status=Status.RUNNING,
+        version=run.version if definition is None else definition.version,
         owner=taking.owner,
         epoch=run.epoch + 1,
         attempt=run.attempt + 1,
         due_at=None,
+        error=None,
         started_at=now if run.started_at is None else run.started_at,
     )
     said = NewEntry(type="run:claimed", payload=encode({"attempt": claimed.attempt, "epoch": claimed.epoch}))
     claimed = write_entries(draft, claimed, (said,), now)
     draft.put(claimed)
     return claimed
+
+
+def _leave(draft: Draft, run: Run, now: int) -> Run:
+    """Leaves a run to nodes that can carry it; what a dead owner had is nobody's from now on."""
+    if run.owner is None:
+        return run
+    said = NewEntry(type="run:released", payload=encode({"counted": True}))
+    left = replace(run, owner=None, epoch=run.epoch + 1, due_at=now)
+    left = write_entries(draft, left, (said,), now)
+    draft.put(left)
+    return left
 
 
 # -- stages ------------------------------------------------------------------------------------------------------
@@ -284,8 +304,12 @@ def decide_resume(draft: Draft, item: Resume, now: int) -> Run:
             raise InvalidStateError(f"run {run.run_id} has no deadline that has passed", run_id=run.run_id)
         if run.patched:
             return wake(draft, run, "again", None, now)
-    if item.stage is not None:
-        run = replace(run, stage=item.stage)
+    if item.reason == "again":
+        if run.status != Status.PAUSED or not run.patched or run.expires_at is not None:
+            raise InvalidStateError(f"run {run.run_id} does not wait for a definition", run_id=run.run_id)
+        return wake(draft, run, "again", None, now)
+    if item.stage is not None:  # whoever says where it goes on has compared the definitions
+        run = replace(run, stage=item.stage, version=None)
     held = run.patched and run.status == Status.PAUSED
     kept = msgspec.json.decode(draft.get(RunValue, run.run_id, "patch").data) if held else {}
     patch = with_reason({**kept, **item.patch}, item.reason)
@@ -295,12 +319,15 @@ def decide_resume(draft: Draft, item: Resume, now: int) -> Run:
 def decide_unresume(draft: Draft, item: Unresume, now: int) -> int:
     """Pauses a woken run again that could not go on; its patch stays, and it is woken once more at a later moment.
 
+    One that nobody could even claim is woken when there is a definition for it.
+
     Answers how often it has been tried.
     """
     run = owned(draft, item.run_id, item.epoch)
     if run.owner is None and run.status == Status.PAUSED and run.expires_at == item.due_at:
         return run.attempt
-    check_held(run)
+    if not item.unclaimed or run.due_at is None:
+        check_held(run)
     check_running(run)
     if not run.patched:
         raise InvalidStateError(
@@ -314,6 +341,8 @@ def decide_unresume(draft: Draft, item: Unresume, now: int) -> int:
     check_move(run.run_id, run.status, Status.PAUSED)
     said = NewEntry(type="run:unresumed", payload=None if item.error is None else item.error.encode())
     waiting_for = sorted({wait.event_type for wait in draft.of_run(Wait, run.run_id)})
+    if item.unclaimed:
+        run = replace(run, error=item.error, due_at=None)
     _pause(draft, write_entries(draft, run, (said,), now), waiting_for, item.due_at, now)
     return run.attempt
 

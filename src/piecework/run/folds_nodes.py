@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from piecework.run import admission
 from piecework.run.parts import start_successors
+from piecework.store.items import Definition
 from piecework.store.records import RouteRow, Slot
 
 if TYPE_CHECKING:
     from piecework.store.draft import Draft
     from piecework.store.items import RegisterRoutes
-    from piecework.store.records import WorkflowRow
+    from piecework.store.records import NodeRow, Run, WorkflowRow
 
 FINGERPRINT = "#"
 """What the version of a workflow begins with where nobody named one."""
@@ -38,6 +40,20 @@ def decide_routes(
         for event_type in sorted(set(item.event_types))
     ]
     return replace(workflow, version=item.version), stored if wanted == stored else wanted
+
+
+def carries(definition: Definition, run: Run) -> bool:
+    """Whether a run can go on under a definition: one with its trigger and its stage that is not older than it."""
+    stages = definition.stages.get(run.trigger_id)
+    there = stages is not None and (run.stage is None or run.stage in stages)
+    return there and not is_newer(run.version, definition.version)
+
+
+def definition_at(node: NodeRow, workflow_id: str) -> Definition | None:
+    """What a node has of a workflow by its own word; None where it has nothing, or is about to."""
+    told = msgspec.json.decode(node.workflows)
+    found = told.get(workflow_id) if isinstance(told, dict) else None
+    return None if found is None else msgspec.convert(found, Definition)
 
 
 def no_decision(_draft: object, _item: object, _now: int) -> None:

@@ -40,7 +40,7 @@ class RunInfo:
         resume_count: How often it has been resumed.
         waiting_for: The event types that it waits for.
         outcome: Of a piece's run: success, skipped, retry_after, failed or interrupted.
-        error: `{type, code, message}` of what ended it, or None.
+        error: `{type, code, message}` of what ended it, or keeps it from going on; or None.
         result: What it came to, where somebody asked for values.
         version: Of its definition.
     """
@@ -104,6 +104,7 @@ class WorkflowInfo:
         version: The newest that was registered; one that begins with "#" is a digest of its shape.
         events: The event types of its triggers.
         nodes: The living nodes that have it.
+        versions: The version that each of them has.
         pending: How many events wait for a node that has it.
     """
 
@@ -111,6 +112,7 @@ class WorkflowInfo:
     version: str | None
     events: list[str]
     nodes: list[str]
+    versions: dict[str, str | None]
     pending: int
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from piecework.bus.event import Event
-    from piecework.store.items import Claimed, Route
+    from piecework.store.items import Claimed, Definition, Route
     from piecework.store.records import EventRow, Wait
 
 
@@ -27,6 +29,13 @@ class Kind(Protocol):
 
     def versions(self) -> dict[str, str | None]:
         """The names whose triggers are evaluated here, each with the version of its definition."""
+        ...
+
+    def definitions(self) -> Mapping[str, Definition]:
+        """What is known here of those names whose runs depend on their definition; of others every run can be carried.
+
+        The same object for as long as nothing has changed.
+        """
         ...
 
     def offers(self) -> list[str]:

@@ -24,12 +24,13 @@ from piecework.errors import (
     StoreUnavailableError,
     describe,
 )
+from piecework.run.barred import Barred
 from piecework.run.folds import decide_claim, decide_release, decide_resume
 from piecework.run.folds_nodes import no_decision
 from piecework.run.lifecycle import Status
 from piecework.run.logger import Timelines
 from piecework.run.parts import encode
-from piecework.store.items import Claim, Leave, Release, Renew, TakeOver
+from piecework.store.items import Claim, Claimed, Leave, LeftAlone, Release, Renew, TakeOver
 from piecework.store.records import NodeRow, Run
 from piecework.store.verbs.claim import claim, take_over
 from piecework.store.verbs.nodes import leave, renew
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from piecework.run.kind import Kind
     from piecework.run.news import News
     from piecework.store.contract import Decide, Store, Verb
-    from piecework.store.items import Aborting, Claimed
+    from piecework.store.items import Aborting, Definition
 
 _IN_FLIGHT_LIMIT = 500
 _AT_ONCE = 100
@@ -101,7 +102,7 @@ class Node:
         self._lease_seconds = lease_seconds
         self._version = version
         self._started_at = 0
-        self._workflows = b"[]"
+        self._workflows = b"{}"
         self._ask_for_aborts = False
         self.news = news
         self._store = store
@@ -115,6 +116,7 @@ class Node:
         self._claiming = asyncio.Lock()
         self._chores: set[asyncio.Task[Any]] = set()
         self._strays = False
+        self._barred = Barred(store, clock, news)
         self._served = ""
         self._fruitless = 0
         self._looked_at = 0.0
@@ -146,11 +148,16 @@ class Node:
     async def _catch_up(self) -> None:
         await self.register()
         await self.take_over()
+        await self._barred.rouse(self._definitions())
         self.wake()
 
     async def register(self, *coming: str) -> None:
         """Says in the store that this node lives, what it has registered, and what it is about to."""
-        self._workflows = encode([*coming, *(name for kind in self._kinds.values() for name in kind.offers())])
+        offers: dict[str, Definition | None] = dict.fromkeys(coming)
+        for kind in self._kinds.values():
+            known = kind.definitions()
+            offers |= {name: known.get(name) for name in kind.offers()}
+        self._workflows = encode(offers)
         await self._store.run(renew, self.renewal(), no_decision, self._clock.now())
 
     def beat(self) -> tuple[Verb, Renew, Decide]:
@@ -178,6 +185,7 @@ class Node:
         """Takes over what dead owners left and begins to claim. Answers how many runs were taken over."""
         await self.register()
         taken = await self.take_over()
+        await self._barred.rouse(self._definitions())
         self._loop_task = asyncio.create_task(self._run(), name="piecework-node")
         return taken
 
@@ -390,27 +398,40 @@ class Node:
 
     async def _claim_now(self, limit: int, *, orphans: bool) -> list[Claimed]:
         async with self._claiming:
-            known = self._known()
-            item: Claim | TakeOver
-            if orphans:
-                item = TakeOver(owner=self.node_id, limit=limit, known=known)
-            else:
-                item = Claim(
-                    owner=self.node_id,
-                    limit=limit,
-                    known=known,
-                    after=self._served,
-                    places=self._places,
-                    taken=dict(self._in_space),
-                )
-            verb = take_over if orphans else claim
-            claimed: list[Claimed] = await self._store.run(verb, item, decide_claim, self._clock.now())
-            for entry in claimed:
-                self._start(entry)
-            if claimed and not orphans:
-                after = self._served
-                self._served = max((entry.run.space for entry in claimed), key=lambda space: (space <= after, space))
+            claimed: list[Claimed] = []
+            more = True
+            while more and len(claimed) < limit:
+                answer = await self._ask(limit - len(claimed), orphans=orphans)
+                claimed += (entry for entry in answer if isinstance(entry, Claimed))
+                more = await self._barred.learn([entry.run for entry in answer if isinstance(entry, LeftAlone)])
             return claimed
+
+    async def _ask(self, limit: int, *, orphans: bool) -> list[Claimed | LeftAlone]:
+        """Asks the store once, and starts what it gives."""
+        known, definitions = self._known(), self._definitions()
+        item: Claim | TakeOver
+        if orphans:
+            item = TakeOver(owner=self.node_id, limit=limit, known=known, definitions=definitions)
+        else:
+            item = Claim(
+                owner=self.node_id,
+                limit=limit,
+                known=known,
+                definitions=definitions,
+                barred=self._barred.shapes(definitions),
+                after=self._served,
+                places=self._places,
+                taken=dict(self._in_space),
+            )
+        verb = take_over if orphans else claim
+        answer: list[Claimed | LeftAlone] = await self._store.run(verb, item, decide_claim, self._clock.now())
+        for entry in answer:
+            if isinstance(entry, Claimed):
+                self._start(entry)
+        if answer and not orphans:
+            after = self._served
+            self._served = max((entry.run.space for entry in answer), key=lambda space: (space <= after, space))
+        return answer
 
     def _start(self, entry: Claimed) -> None:
         run = entry.run
@@ -426,6 +447,10 @@ class Node:
 
     def _known(self) -> tuple[str, ...]:
         return tuple(f"{kind.name}:{name}" for kind in self._kinds.values() for name in kind.known())
+
+    def _definitions(self) -> dict[str, Definition]:
+        told = [(kind.name, definitions) for kind in self._kinds.values() if (definitions := kind.definitions())]
+        return {f"{kind}:{name}": known for kind, definitions in told for name, known in definitions.items()}
 
     def _done(self, flying: _Flying, task: asyncio.Task[None]) -> None:
         run = flying.run

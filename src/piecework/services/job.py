@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from piecework.bus.event import Event
     from piecework.run.node import Node
     from piecework.store.contract import Store
-    from piecework.store.items import Claimed, Progress, Route
+    from piecework.store.items import Claimed, Definition, Progress, Route
     from piecework.store.records import EventRow, Run, Wait
 
 KIND = "job"
@@ -211,6 +211,10 @@ class Jobs:
 
     def versions(self) -> dict[str, str | None]:
         """None: no event starts a job."""
+        return {}
+
+    def definitions(self) -> dict[str, Definition]:
+        """None: a job has no stages that another definition could lack."""
         return {}
 
     def offers(self) -> list[str]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from piecework.space.manager import Spaces
     from piecework.space.piece import PieceDefinition
     from piecework.store.contract import Store
-    from piecework.store.items import Claimed, Route
+    from piecework.store.items import Claimed, Definition, Route
     from piecework.store.records import EventRow, Wait
 
 _log = logs.get_logger("piecework.user")
@@ -122,6 +122,10 @@ class PieceKind:
 
     def versions(self) -> dict[str, str | None]:
         """None: no event starts an update."""
+        return {}
+
+    def definitions(self) -> dict[str, Definition]:
+        """None: an update has no stages that another definition could lack."""
         return {}
 
     def offers(self) -> list[str]:

@@ -239,27 +239,47 @@ class MailDigest(Item, frozen=True, kw_only=True):
     mail: Enqueue
 
 
+class Definition(Item, frozen=True, kw_only=True):
+    """What a node has of a workflow, as far as it tells which of its runs can go on there.
+
+    Attributes:
+        version: Of the definition.
+        stages: The stages of each trigger's pipeline, in their order.
+    """
+
+    version: str | None
+    stages: dict[str, tuple[str, ...]]
+
+
 class Claim(Item, frozen=True, kw_only=True):
     """A node's wish for work of the kinds and names that it knows, as `kind:name`.
 
-    Spaces are served in turn, those behind `after` first. A space gets at most `places` updates of its pieces at a
-    time, less those that it has `taken`: more would only wait at the node, in the way of others.
+    Of names with a definition it gets only the runs that this one can carry; `barred` are the shapes of runs of which
+    it knows that it cannot. Spaces are served in turn, those behind `after` first. A space gets at most `places`
+    updates of its pieces at a time, less those that it has `taken`: more would only wait at the node, in the way of
+    others.
     """
 
     owner: str
     limit: int
     known: tuple[str, ...]
+    definitions: dict[str, Definition] = {}
+    barred: tuple[str, ...] = ()
     after: str = ""
     places: int = 4
     taken: dict[str, int] = {}
 
 
 class TakeOver(Item, frozen=True, kw_only=True):
-    """A node's wish for what owners have that are gone, or whose lease has ended."""
+    """A node's wish for what owners have that are gone, or whose lease has ended.
+
+    What its definitions cannot carry is nobody's from then on, and due.
+    """
 
     owner: str
     limit: int
     known: tuple[str, ...]
+    definitions: dict[str, Definition] = {}
 
 
 class Taking(Item, frozen=True, kw_only=True):
@@ -268,6 +288,7 @@ class Taking(Item, frozen=True, kw_only=True):
     owner: str
     run_id: str
     had: str | None = None
+    definitions: dict[str, Definition] = {}
 
 
 class Claimed(Item, frozen=True, kw_only=True):
@@ -278,6 +299,12 @@ class Claimed(Item, frozen=True, kw_only=True):
     values: dict[str, bytes]
     piece: Piece | None = None
     signals: tuple[tuple[int, bytes], ...] = ()
+
+
+class LeftAlone(Item, frozen=True, kw_only=True):
+    """A run that the node's definition cannot carry: nobody has it, and it is due."""
+
+    run: Run
 
 
 class Continue(Item, frozen=True, kw_only=True):
@@ -359,7 +386,11 @@ class Cleaned(Item, frozen=True, kw_only=True):
 
 
 class Resume(Item, frozen=True, kw_only=True):
-    """Somebody resumes a paused run. `reason` is manual, event or timeout; `token` makes a repeat known."""
+    """Somebody resumes a paused run. `reason` is manual, event, timeout or again; `token` makes a repeat known.
+
+    With `stage` it goes on there, under whatever definition has that stage. `again` wakes one that no definition could
+    carry, with the patch that it has.
+    """
 
     run_id: str
     reason: str
@@ -369,12 +400,16 @@ class Resume(Item, frozen=True, kw_only=True):
 
 
 class Unresume(Item, frozen=True, kw_only=True):
-    """A run that was woken could not go on: it is paused again and woken once more at `due_at`, with the same patch."""
+    """A run that was woken could not go on: it is paused again and woken once more at `due_at`, with the same patch.
+
+    With `unclaimed` nobody has it, since no node has a definition that can carry it: it keeps the error, which is JSON.
+    """
 
     run_id: str
     epoch: int
-    due_at: int
+    due_at: int | None
     error: str | None = None
+    unclaimed: bool = False
 
 
 class SendSignal(Item, frozen=True, kw_only=True):

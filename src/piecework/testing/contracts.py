@@ -36,6 +36,7 @@ from piecework.testing.promises_pieces import PiecePromises
 from piecework.testing.promises_retention import RetentionPromises
 from piecework.testing.promises_runs import RunPromises
 from piecework.testing.promises_spaces import SpacePromises
+from piecework.testing.promises_versions import VersionPromises
 from piecework.testing.promises_waits import WaitPromises
 from piecework.testing.verbs import Verbs
 
@@ -54,6 +55,7 @@ class StoreContract(
     LatePromises,
     FanoutPromises,
     ClaimPromises,
+    VersionPromises,
     NodePromises,
     SpacePromises,
     RunPromises,

@@ -241,8 +241,8 @@ def _of_waits(taken: Snapshot) -> list[str]:
 
 
 def _comes_back(run: Run) -> bool:
-    """Whether a paused run waits for its next resume, after one that failed."""
-    return bool(run.patched) and run.expires_at is not None
+    """Whether a paused run waits for its next resume after one that failed, or for a definition that can carry it."""
+    return bool(run.patched) and (run.expires_at is not None or run.error is not None)
 
 
 def _of_signals(taken: Snapshot) -> list[str]:

@@ -37,8 +37,9 @@ from piecework.store.verbs.accept import accept
 from piecework.store.verbs.claim import claim, take_over
 from piecework.store.verbs.dispatch import dispatch
 from piecework.testing import model_draws as draws
-from piecework.testing.model_beside import Beside, in_words
+from piecework.testing.model_beside import in_words
 from piecework.testing.model_look import plain
+from piecework.testing.model_versions import Versioned
 from piecework.testing.model_world import ENDED, ModelRun, Refused, data
 from piecework.testing.verbs import decide_accept, job
 
@@ -70,7 +71,7 @@ def store_machine(open_store: Callable[[], Awaitable[Store]]) -> type[RuleBasedS
     return StoreMachine
 
 
-class _StoreMachine(Beside):
+class _StoreMachine(Versioned):
     """The rules."""
 
     @initialize(one=draws.modes, other=draws.modes)

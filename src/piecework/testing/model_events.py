@@ -62,7 +62,7 @@ class Events(World):
     def register_routes(self, item: RegisterRoutes, now: int) -> bool:
         """A workflow's events are those of its newest version, as it was registered last."""
         version, since = self.routes.get(item.workflow_id, (None, {}))
-        if item.workflow_id in self.routes and _rank(version) > _rank(item.version):
+        if item.workflow_id in self.routes and rank(version) > rank(item.version):
             return True
         self.routes[item.workflow_id] = (item.version, {name: since.get(name, now) for name in item.event_types})
         return True
@@ -197,5 +197,6 @@ class Events(World):
         )
 
 
-def _rank(version: str | None) -> list[int]:
+def rank(version: str | None) -> list[int]:
+    """The numbers in a version, by which it is newer than another."""
     return [int(part) for part in re.findall(r"\d+", version or "")]

@@ -9,11 +9,11 @@ from msgspec.structs import replace
 
 from piecework.errors import InvalidStateError, NotFoundError, StaleEpochError
 from piecework.store import items
-from piecework.testing.model_events import Events
+from piecework.testing.model_events import Events, rank
 from piecework.testing.model_world import ENDED, ModelRun, Refused, data
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class Model(Events):
@@ -45,6 +45,29 @@ class Model(Events):
         run.status, run.attempt = "running", run.attempt + 1
         run.started = now if run.started is None else run.started
         run.lines.append("run:claimed")
+
+    def carried(self, run: ModelRun, definitions: Mapping[str, items.Definition]) -> bool:
+        """Whether a run can go on with these definitions; where there is none, or it only ends, it can."""
+        mine = definitions.get(f"{run.kind}:{run.workflow}")
+        if mine is None or run.status in ENDED or run.abort_reason is not None:
+            return True
+        return (
+            run.trigger in mine.stages
+            and run.stage in (None, *mine.stages[run.trigger])
+            and rank(mine.version) >= rank(run.version)
+        )
+
+    def under(self, run: ModelRun, definitions: Mapping[str, items.Definition]) -> None:
+        """A run that somebody took is of the version of that one's definition."""
+        mine = definitions.get(f"{run.kind}:{run.workflow}")
+        if mine is not None and run.status not in ENDED:
+            run.version = mine.version
+
+    def leave(self, run: ModelRun, now: int) -> None:
+        """A run is left to others; whoever had it is dead, and has it no more."""
+        if run.owner is not None:
+            run.owner, run.due, run.epoch = None, now, run.epoch + 1
+            run.lines.append("run:released")
 
     def release(self, item: items.Release, _now: int) -> bool:
         """A run goes back; an interrupted attempt does not count."""
@@ -189,7 +212,13 @@ class Model(Events):
             return run
         if run.status != "paused":
             raise Refused(InvalidStateError)
-        run.stage = run.stage if item.stage is None else item.stage
+        if item.reason == "again":
+            if "patch" not in run.values or run.deadline is not None:
+                raise Refused(InvalidStateError)
+            self.wake(run, "again", None, now)
+            return run
+        if item.stage is not None:
+            run.stage, run.version = item.stage, None
         run.told = item.token or run.told
         # One whose resume failed has not taken in yet what woke it: that stays, beneath what comes now.
         self.wake(run, item.reason, {**run.values.get("patch", {}), **item.patch}, now)
@@ -208,11 +237,13 @@ class Model(Events):
         run = self._of_epoch(item.run_id, item.epoch)
         if run.owner is None and run.status == "paused" and run.deadline == item.due_at:
             return run.attempt
-        self._check_held(run)
+        if not item.unclaimed or run.due is None:
+            self._check_held(run)
         # There is no pause to go back to, or it has been told to end.
         if run.status != "running" or "patch" not in run.values or run.abort_reason is not None:
             raise Refused(InvalidStateError)
         run.lines.append("run:unresumed")
+        run.due = None
         self.let_go(run, item.due_at, now)
         return run.attempt
 

@@ -10,7 +10,7 @@ import msgspec
 from piecework.errors import ConflictError, NotFoundError, clean_text, describe
 from piecework.ids import new_id
 from piecework.run.admission import SingletonLoop, slot_of
-from piecework.store.items import Route
+from piecework.store.items import Definition, Route
 from piecework.store.values import check_identifier, encode_mapping
 from piecework.telemetry import signals
 from piecework.workflow.hooks import NO_HOOKS
@@ -53,6 +53,7 @@ class Catalogue:
         self._leaving: dict[str, Registered] = {}
         self._by_event: dict[str, list[tuple[Registered, Trigger]]] = {}
         self._versions: dict[str, str | None] = {}
+        self._definitions: dict[str, Definition] = {}
 
     def __contains__(self, workflow_id: object) -> bool:
         return workflow_id in self._by_id
@@ -64,6 +65,10 @@ class Catalogue:
     def versions(self) -> dict[str, str | None]:
         """The version of each workflow, as of now: what was answered before never changes."""
         return self._versions
+
+    def definitions(self) -> dict[str, Definition]:
+        """What tells of each workflow which runs it can carry, as of now: what was answered before never changes."""
+        return self._definitions
 
     def get(self, workflow_id: str) -> Registered:
         """A workflow by id.
@@ -103,6 +108,7 @@ class Catalogue:
         self.check_free(registered.workflow.id)
         self._by_id[registered.workflow.id] = registered
         self._versions = self._versions | {registered.workflow.id: registered.workflow.version}
+        self._definitions = self._definitions | {registered.workflow.id: definition_of(registered.workflow)}
         for trigger in registered.workflow.triggers.values():
             self._by_event.setdefault(trigger.event, []).append((registered, trigger))
 
@@ -121,6 +127,7 @@ class Catalogue:
         if gone is None:
             return leaving
         self._versions = {name: version for name, version in self._versions.items() if name != workflow_id}
+        self._definitions = {name: known for name, known in self._definitions.items() if name != workflow_id}
         for event_type in {trigger.event for trigger in gone.workflow.triggers.values()}:
             left = [entry for entry in self._by_event[event_type] if entry[0] is not gone]
             if left:
@@ -136,6 +143,12 @@ class Catalogue:
             for registered, trigger in self._by_event.get(event.type, ())
             if _matches(registered, trigger, event)
         ]
+
+
+def definition_of(workflow: Workflow) -> Definition:
+    """What tells which runs of a workflow can go on here."""
+    stages = {key: tuple(stage.id for stage in pipeline.stages) for key, pipeline in workflow.pipelines.items()}
+    return Definition(version=workflow.version, stages=stages)
 
 
 def _matches(registered: Registered, trigger: Trigger, event: Event) -> bool:

@@ -20,7 +20,6 @@ from piecework.errors import (
     ClosedError,
     CrashedError,
     ExecutionFailedError,
-    NotFoundError,
     PieceworkError,
     StoppedError,
     StoreError,
@@ -28,6 +27,7 @@ from piecework.errors import (
 )
 from piecework.run.failure import step_delay
 from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_end_told, decide_settle, decide_unresume
+from piecework.run.folds_nodes import carries
 from piecework.run.info import run_info
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.logger import RunLogger
@@ -36,7 +36,7 @@ from piecework.store.items import Cleaned, CommitStage, Continue, EndTold, NewEn
 from piecework.store.values import encode_mapping
 from piecework.store.verbs.runs import cleaned, commit_stage, end_told, settle, unresume
 from piecework.telemetry import signals
-from piecework.workflow.catalogue import KIND, Catalogue
+from piecework.workflow.catalogue import KIND, Catalogue, definition_of
 from piecework.workflow.flight import Flight, event_of
 from piecework.workflow.hook_calls import HookCalls, HookContext, calling_workflow
 from piecework.workflow.hooks import NO_HOOKS
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from piecework.bus.event import Event
     from piecework.run.logger import LogBook
     from piecework.run.node import Node
-    from piecework.store.items import Claimed, Progress, Route
+    from piecework.store.items import Claimed, Definition, Progress, Route
     from piecework.store.records import EventRow, Run, Wait
     from piecework.workflow.catalogue import Registered
     from piecework.workflow.definition import Instruction, Stage
@@ -125,6 +125,10 @@ class Executor:
         """The registered workflows with their versions."""
         return self._catalogue.versions()
 
+    def definitions(self) -> dict[str, Definition]:
+        """The registered workflows with what tells which runs they can carry."""
+        return self._catalogue.definitions()
+
     def offers(self) -> list[str]:
         """The registered workflows."""
         return self._catalogue.ids()
@@ -169,14 +173,11 @@ class Executor:
         if claimed.run.attempt > self._crash_limit:
             await self._fail_without_code(claimed, self._crashed(claimed.run))
             return
-        if self._catalogue.find(claimed.run.workflow_id) is None:
-            # Deregistered while the claim was under way: the run stays, for whoever registers the workflow again.
-            raise StoppedError(f"workflow {claimed.run.workflow_id!r} was deregistered", run_id=claimed.run.run_id)
-        try:
-            flight = self._board(claimed)
-        except PieceworkError as error:
-            await self._fail_without_code(claimed, error)
+        registered = self._catalogue.find(claimed.run.workflow_id)
+        if registered is None or not carries(definition_of(registered.workflow), claimed.run):
+            await self._send_off(claimed)
             return
+        flight = self._board(claimed)
         self.flights[flight.run.run_id] = flight
         try:
             await self._fly(flight)
@@ -187,6 +188,18 @@ class Executor:
     def _prune(self, flight: Flight) -> None:
         if self.flights.get(flight.run.run_id) is flight:
             del self.flights[flight.run.run_id]
+
+    async def _send_off(self, claimed: Claimed) -> None:
+        """Ends a run that was told to end; another stays, for whoever has a definition that can carry it.
+
+        Raises:
+            StoppedError: It was not told to end: its workflow was deregistered or changed while it was claimed.
+        """
+        run = claimed.run
+        reason = self.node.abort_reason(run)
+        if reason is None:
+            raise StoppedError(f"workflow {run.workflow_id!r} was deregistered or changed", run_id=run.run_id)
+        await self._fail_without_code(claimed, AbortedError(f"run {run.run_id} was aborted: {reason}"))
 
     # -- the heart -----------------------------------------------------------------------------------------------
 
@@ -313,8 +326,6 @@ class Executor:
         run = claimed.run
         registered = self._catalogue.find(run.workflow_id) or self._catalogue.get(run.workflow_id)
         pipelines = registered.workflow.pipelines
-        if run.trigger_id not in pipelines:
-            raise NotFoundError.among("trigger", run.trigger_id, pipelines, hint=f"run {run.run_id} was started by it")
         event = event_of(claimed)
         stored = claimed.values.get("state")
         state = committed = None if stored is None else msgspec.json.decode(stored)

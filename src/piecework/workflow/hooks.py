@@ -51,7 +51,7 @@ class Hooks:
             if fn is not None and not callable(fn):
                 raise ValidationError(f"{given.name} has to be a function, plain or async, not {fn!r:.80}")
 
-    def given(self) -> dict[str, Callable[..., Any] | None]:
+    def given(self) -> dict[str, Any]:
         """All of them by name, as `register` takes them."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 

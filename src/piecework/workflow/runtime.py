@@ -6,22 +6,27 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from piecework.bus.event import Event
 from piecework.errors import (
+    ExpiredDefinitionError,
     InvalidStateError,
     NotFoundError,
     PieceworkError,
     TimeoutExceededError,
     ValidationError,
+    describe,
 )
 from piecework.ids import new_id
+from piecework.run.barred import expired
 from piecework.run.folds import decide_abort, decide_resume
-from piecework.run.folds_nodes import no_decision
+from piecework.run.folds_nodes import carries, definition_at, no_decision
 from piecework.run.info import RunInfo, TimelineEntry, WorkflowInfo, run_info, timeline_entry
 from piecework.run.intake import check_payload
 from piecework.run.lifecycle import ENDED, Status
-from piecework.run.parts import HELD
-from piecework.store.items import Abort, Aborted, Resume, Retired, RetireWorkflow
+from piecework.run.parts import HELD, encode
+from piecework.store.items import Abort, Aborted, Definition, Resume, Retired, RetireWorkflow
 from piecework.store.records import Buffered, Delivery, Entry, EventRow, NodeRow, RouteRow, Run, Wait, WorkflowRow
 from piecework.store.records import RunValue as StoredValue
 from piecework.store.values import check_identifier, decode, encode_mapping
@@ -195,13 +200,19 @@ class Runtime:
         ids = [row.workflow_id for row in rows]
         routes: list[RouteRow] = await self._store.read("routes_of_workflows", {"workflow_ids": ids}, RouteRow)
         pending = dict(await self._store.read("pending_counts", {}))
-        nodes = {node.node_id: decode(node.workflows) for node in await self._living()}
+        living = await self._living()
+        nodes = {node.node_id: decode(node.workflows) for node in living}
         return [
             WorkflowInfo(
                 workflow_id=row.workflow_id,
                 version=row.version,
                 events=[route.event_type for route in routes if route.workflow_id == row.workflow_id],
                 nodes=[node_id for node_id, names in nodes.items() if row.workflow_id in names],
+                versions={
+                    node.node_id: definition.version
+                    for node in living
+                    if (definition := definition_at(node, row.workflow_id)) is not None
+                },
                 pending=pending.get(row.workflow_id, 0),
             )
             for row in rows
@@ -293,26 +304,34 @@ class Runtime:
             return Result(error=error, metadata=await self._metadata(run_id))
 
     async def resume(
-        self, run_id: str, patch: Mapping[str, Any] | None = None, *, wait: bool = True, token: str | None = None
+        self,
+        run_id: str,
+        patch: Mapping[str, Any] | None = None,
+        *,
+        at: str | None = None,
+        wait: bool = True,
+        token: str | None = None,
     ) -> Result:
         """Wakes a paused run and waits until it completes, fails or pauses again.
 
         Args:
             run_id: The run.
             patch: Merged into its state before it goes on.
+            at: The stage to go on with, whatever stage it paused for and whatever version it is of; for operators.
             wait: False returns as soon as the wake-up is durable.
             token: Names this very call: the run's last resume, repeated under the same token, is not done again.
 
         Returns:
-            NOT_FOUND for an unknown run; INVALID_STATE, with nothing changed, for one that is not paused.
+            NOT_FOUND for an unknown run or stage; INVALID_STATE, with nothing changed, for one that is not paused;
+            EXPIRED_DEFINITION, with nothing changed, for one that no living node's definition can carry.
         """
         given = dict(patch or {})
         try:
             encode_mapping(given, what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
             run = await self._run(run_id)
             if run.kind == KIND:
-                await self._check_runs_somewhere(run.workflow_id)
-            item = Resume(run_id=run_id, reason="manual", patch=given, token=_token(token))
+                await self._check_goes_on(run, at)
+            item = Resume(run_id=run_id, reason="manual", patch=given, stage=at, token=_token(token))
             woken: Run = await self._store.run(
                 resume, item, decide_resume, self._clock.now(), lambda _: self._node.wake()
             )
@@ -390,14 +409,14 @@ class Runtime:
         Raises:
             NotFoundError: There is no such run.
         """
-        run = await self._run(run_id)
+        run = await self._shown(await self._run(run_id))
         values = await self._values(run_id)
         return run_info(run, result=values.get("result"))
 
     async def watch(self, workflow_id: str, run_id: str) -> RunInfo | None:
         """One run of a workflow as it stands now; None when there is none."""
         rows = await self._rows(run_id)
-        return run_info(rows[0]) if rows and rows[0].workflow_id == workflow_id else None
+        return run_info(await self._shown(rows[0])) if rows and rows[0].workflow_id == workflow_id else None
 
     async def list_all_runs(
         self,
@@ -523,14 +542,56 @@ class Runtime:
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
-    async def _check_runs_somewhere(self, workflow_id: str) -> None:
-        """Refuses a workflow that no node has: a run of it that is woken would not run."""
+    async def _check_goes_on(self, run: Run, at: str | None) -> None:
+        """Refuses to wake a run that no living node has the workflow for, or a definition that can carry it."""
+        if at is not None:
+            run = replace(run, stage=check_identifier(at, "stage"), version=None)
+        if await self._stuck(run) is None or run.status != Status.PAUSED:  # the store says what is wrong with that
+            return
+        there = await self._there(run.workflow_id)
+        if at is None or not there:
+            raise expired(run, there)
+        stages = {stage for definition in there for stage in definition.stages.get(run.trigger_id, ())}
+        raise NotFoundError.among("stage", at, stages, hint=f"Run {run.run_id} stays paused", run_id=run.run_id)
+
+    async def _stuck(self, run: Run) -> ExpiredDefinitionError | None:
+        """Why no living node can carry a run, if that is so.
+
+        Raises:
+            NotFoundError: No living node has its workflow.
+        """
+        mine = self._catalogue.definitions().get(run.workflow_id) if self._serving else None
+        if mine is not None and carries(mine, run):
+            return None
+        there = await self._there(run.workflow_id)
+        return None if any(carries(definition, run) for definition in there) else expired(run, there)
+
+    async def _there(self, workflow_id: str) -> list[Definition]:
+        """What the living nodes have of a workflow.
+
+        Raises:
+            NotFoundError: None has it.
+        """
         if not self._store.shared:
             self._catalogue.get(workflow_id)
-        elif not (self._serving and workflow_id in self._catalogue):
-            known = {name for node in await self._living() for name in decode(node.workflows)}
-            if workflow_id not in known:
-                raise NotFoundError.among("workflow", workflow_id, known, hint="No node has it registered")
+            return [self._catalogue.definitions()[workflow_id]]
+        living = await self._living()
+        known = {name for node in living for name in decode(node.workflows)}
+        if workflow_id not in known:
+            raise NotFoundError.among("workflow", workflow_id, known, hint="No node has it registered")
+        found = (definition_at(node, workflow_id) for node in living)
+        return [definition for definition in found if definition is not None]
+
+    async def _shown(self, run: Run) -> Run:
+        """A run as it is shown: one that is due and that no living node can carry tells so as its error."""
+        due = run.kind == KIND and run.owner is None and run.due_at is not None and run.status not in ENDED
+        if not due or run.error is not None:
+            return run
+        try:
+            error = await self._stuck(run)
+        except NotFoundError as missing:
+            return replace(run, error=encode(describe(missing)).decode())
+        return run if error is None else replace(run, error=encode(describe(error)).decode())
 
     async def _event(self, event: Event | str) -> EventRow:
         """A published event as it is stored, or one that might be published as it would be."""

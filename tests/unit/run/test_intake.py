@@ -25,6 +25,9 @@ class Orders:
     def versions(self):
         return {}
 
+    def definitions(self):
+        return {}
+
     def known(self):
         return ["orders"]
 

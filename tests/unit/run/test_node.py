@@ -34,6 +34,9 @@ class Jobs:
     def versions(self):
         return {}
 
+    def definitions(self):
+        return {}
+
     def offers(self):
         return []
 

@@ -1,7 +1,8 @@
 """`claim` and `take_over`: a node takes what is due, or what owners had that are gone.
 
 Neither takes a slot, so they only take over: they never end, park or resume a run. The epoch is raised, so whoever had
-a run before can write no more; the attempt is counted before the run starts.
+a run before can write no more; the attempt is counted before the run starts. What the node's definitions cannot carry
+is answered too, as left alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from piecework.store.contract import Failure, Lock, Read, Update
 from piecework.store.draft import Draft
-from piecework.store.items import Claim, Claimed, TakeOver, Taking
+from piecework.store.items import Claim, Claimed, LeftAlone, TakeOver, Taking
 from piecework.store.records import EventRow, Piece, Run, RunValue, Signal, Space
 from piecework.store.verbs.loading import conclude, load_runs
 
@@ -33,7 +34,11 @@ def claim(items: Sequence[Claim], decide: Decide, now: int) -> Script:
     for item in items:
         ids = yield from _pick(item, batch, now)
         picked.append(ids)
-    wanted = [Taking(owner=item.owner, run_id=i) for item, ids in zip(items, picked, strict=True) for i in ids]
+    wanted = [
+        Taking(owner=item.owner, run_id=run_id, definitions=item.definitions)
+        for item, ids in zip(items, picked, strict=True)
+        for run_id in ids
+    ]
     runs = yield from _take(draft, wanted, decide, now)
     if batch.emptied:
         yield from _raise_spaces(batch.emptied)
@@ -49,7 +54,9 @@ def take_over(items: Sequence[TakeOver], decide: Decide, now: int) -> Script:
         params = {"owner": item.owner, "known": item.known, "limit": item.limit, "now": now}
         rows: list[Run] = yield Read("orphaned_runs", params, Run)
         mine = [row for row in rows if row.run_id not in {taking.run_id for taking in wanted}]
-        wanted += [Taking(owner=item.owner, run_id=row.run_id, had=row.owner) for row in mine]
+        wanted += [
+            Taking(owner=item.owner, run_id=row.run_id, had=row.owner, definitions=item.definitions) for row in mine
+        ]
         picked.append([row.run_id for row in mine])
     runs = yield from _take(draft, wanted, decide, now)
     return (yield from _hand_over(picked, runs))
@@ -115,6 +122,7 @@ def _pick_from(
                 "most": max(asked.values()),
                 "now": now,
                 "known": item.known,
+                "barred": item.barred,
                 "full": [space for space, left in places.items() if left <= 0],
             },
         )
@@ -172,7 +180,7 @@ def _hand_over(picked: Sequence[list[str]], runs: dict[str, Run]) -> Generator[R
     """Each node's runs with all that is needed to go on."""
     if not runs:
         return [[] for _ in picked]
-    ids = sorted(runs)
+    ids = sorted(run_id for run_id, run in runs.items() if run.owner is not None)
     values: dict[str, dict[str, bytes]] = {}
     rows: list[RunValue] = yield Read("values_of_runs", {"run_ids": ids}, RunValue)
     for value in rows:
@@ -188,21 +196,26 @@ def _hand_over(picked: Sequence[list[str]], runs: dict[str, Run]) -> Generator[R
         pieces = {(row.space, row.piece_id): row for row in owners}
     signals = yield from _signals(runs)
     return [
-        [
-            Claimed(
-                run=runs[run_id],
-                event=events.get(runs[run_id].event_seq),
-                values=values.get(run_id, {}),
-                piece=pieces.get((runs[run_id].space, runs[run_id].key_value))
-                if runs[run_id].kind == "piece"
-                else None,
-                signals=signals.get(run_id, ()),
-            )
-            for run_id in mine
-            if run_id in runs
-        ]
-        for mine in picked
+        [_handed(runs[run_id], events, values, pieces, signals) for run_id in mine if run_id in runs] for mine in picked
     ]
+
+
+def _handed(
+    run: Run,
+    events: dict[int | None, EventRow],
+    values: dict[str, dict[str, bytes]],
+    pieces: dict[tuple[str, str | None], Piece],
+    signals: dict[str, tuple[tuple[int, bytes], ...]],
+) -> Claimed | LeftAlone:
+    if run.owner is None:
+        return LeftAlone(run=run)
+    return Claimed(
+        run=run,
+        event=events.get(run.event_seq),
+        values=values.get(run.run_id, {}),
+        piece=pieces.get((run.space, run.key_value)) if run.kind == "piece" else None,
+        signals=signals.get(run.run_id, ()),
+    )
 
 
 def _signals(runs: dict[str, Run]) -> Generator[Request, Any, dict[str, tuple[tuple[int, bytes], ...]]]:
