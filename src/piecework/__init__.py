@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from piecework.config import Settings as Settings
     from piecework.container.parameters import Use as Use
     from piecework.container.registry import Service as Service
+    from piecework.container.state import DELETE as DELETE
     from piecework.errors import PieceworkError as PieceworkError
     from piecework.run.admission import Exclusive as Exclusive
     from piecework.run.admission import Serialized as Serialized
@@ -43,6 +44,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "App": "app",
+    "DELETE": "container.state",
     "Event": "bus.event",
     "EventBus": "bus.subscriptions",
     "Exclusive": "run.admission",

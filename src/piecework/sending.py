@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from piecework.bus.event import Event
+from piecework.bus.event import Event, hops_of_run
 from piecework.client.doors import RemoteParts
 from piecework.client.within import no_transactions, publish_within
 from piecework.clock import check_duration, micros
@@ -318,4 +318,6 @@ async def _promise(
 ) -> None:
     transaction = transactions.of_workspace(workspace_id)
     assert transaction is not None, "whoever promises has looked for it"
-    await transaction.promise(kind, told, overrides=overrides)
+    hops = hops_of_run()
+    carried = told if hops is None else {**told, "run_hops": hops}
+    await transaction.promise(kind, carried, overrides=overrides)

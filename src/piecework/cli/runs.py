@@ -217,6 +217,7 @@ def show_run(run: dict[str, Any]) -> None:
             ("outcome", run["outcome"]),
             ("stage", run["stage"]),
             ("waiting for", run["waiting_for"]),
+            ("progress", _progress(run)),
             ("created", _both(run["created_at"])),
             ("started", _both(run["started_at"])),
             ("paused", _both(run["paused_at"])),
@@ -232,7 +233,16 @@ def show_run(run: dict[str, Any]) -> None:
     )
 
 
+def _progress(run: dict[str, Any]) -> str | None:
+    told = run["progress"]
+    if not told:
+        return None
+    return f"{told['fraction']:.0%}" + (f", {told['message']}" if told["message"] else "")
+
+
 def _what_next(run: dict[str, Any]) -> str | None:
+    if run["status"] == "running" and run["progress"]:
+        return _progress(run)
     if run["waiting_for"]:
         until = f", expires {moment(run['expires_at'])}" if run["expires_at"] else ""
         return f"waits for {', '.join(run['waiting_for'])}{until}"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from piecework.bus.event import Event
 from piecework.client.node_link import NodeLink
 from piecework.client.within import inbox_row
+from piecework.container.state import in_json
 from piecework.errors import InvalidStateError, NoNodeError, PieceworkError, TimeoutExceededError, ValidationError
 from piecework.ids import new_id
-from piecework.run.info import RunInfo, TimelineEntry, WorkflowInfo
+from piecework.run.info import RunInfo, RunProgress, TimelineEntry, WorkflowInfo
 from piecework.run.intake import Receipt
 from piecework.run.link import revived_error
 from piecework.space.service import PieceRecord
@@ -200,7 +201,7 @@ class RemoteRuntime:
     ) -> Result:
         """Wakes a paused run and waits until it completes, fails or pauses again; see `Runtime.resume`."""
         metadata: RunMetadata | None = None
-        given = dict(patch or {})
+        given = in_json(dict(patch or {}))
         try:
             encode_mapping(given, what="the patch", limit_bytes=self._limit)
             named = new_id() if token is None else token
@@ -501,7 +502,13 @@ async def _pages(
 
 def _of(cls: type[T], told: dict[str, Any]) -> T:
     """A record as it is on the node: what is named as a moment (`at`, `*_at`) is one."""
-    return cls(**{name: _moment(value) if _is_at(name) else value for name, value in told.items()})
+    return cls(**{name: _told(name, value) for name, value in told.items()})
+
+
+def _told(name: str, value: Any) -> Any:
+    if name == "progress" and value is not None:
+        return _of(RunProgress, value)
+    return _moment(value) if _is_at(name) else value
 
 
 def _is_at(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from piecework.bus.event import hops_of_event
 from piecework.errors import InvalidStateError
 from piecework.run.intake import Receipt, check_event
 from piecework.store.inbox import put_into_inbox
@@ -55,4 +56,4 @@ def inbox_row(event: Event, *, limit_bytes: int, now: int) -> Inbox:
         ValidationError: Its type, id, space or payload is not acceptable.
     """
     event_id, payload = check_event(event, limit_bytes=limit_bytes)
-    return Inbox(None, event_id, event.type, event.space, payload, now)
+    return Inbox(None, event_id, event.type, event.space, payload, now, hops_of_event(event))

@@ -32,7 +32,24 @@ class _Delete:
 
 
 DELETE: Final = _Delete()
-"""As a value in a patch: takes the key away."""
+"""As a value in a patch: takes the key away. In JSON it is `{"__delete__": true}`."""
+
+DELETE_IN_JSON: Final[dict[str, Any]] = {"__delete__": True}
+"""What `DELETE` is where a patch has to be JSON: stored, sent, or typed by hand."""
+
+
+def is_delete(value: object) -> bool:
+    """Whether a patch's value takes its key away, in either form."""
+    return value is DELETE or value == DELETE_IN_JSON
+
+
+def in_json(patch: Any, depth: int = 256) -> Any:
+    """A patch with each `DELETE` in it as JSON says it; whatever else is wrong with it is left to the check."""
+    if patch is DELETE:
+        return DELETE_IN_JSON
+    if type(patch) is not dict or depth == 0:
+        return patch
+    return {key: in_json(value, depth - 1) for key, value in patch.items()}
 
 
 def merge(state: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +57,7 @@ def merge(state: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(state)
     for key, value in patch.items():
         before = merged.get(key)
-        if value is DELETE:
+        if is_delete(value):
             merged.pop(key, None)
         elif isinstance(value, dict):
             merged[key] = merge(before if isinstance(before, dict) else {}, value)

@@ -201,4 +201,5 @@ class Dispatcher:
 
 def as_event(row: EventRow) -> Event:
     """A stored event as its workflows see it."""
-    return Event(row.type, msgspec.json.decode(row.payload), id=row.event_id, space=row.space, at=row.accepted_at)
+    payload = msgspec.json.decode(row.payload)
+    return Event(row.type, payload, id=row.event_id, space=row.space, at=row.accepted_at, hops=row.hops)

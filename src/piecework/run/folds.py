@@ -470,8 +470,10 @@ def decide_cleaned(draft: Draft, item: Cleaned, now: int) -> int:
 
 
 def decide_append(draft: Draft, item: Append, now: int) -> int:
-    """Adds log lines beneath the decision that they follow."""
-    owned(draft, item.run_id, item.epoch)
+    """Adds log lines beneath the decision that they follow, and says how far the run is."""
+    run = owned(draft, item.run_id, item.epoch)
+    if item.progress is not None:
+        draft.put(replace(run, progress=encode([*item.progress, now]).decode()))
     for ordinal, entry in enumerate(item.entries, start=item.first):
         draft.append(
             Entry(

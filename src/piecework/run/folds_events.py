@@ -33,6 +33,9 @@ from piecework.store.records import Delivery, EventRow, Fanout, Run, Signal, Slo
 if TYPE_CHECKING:
     from piecework.store.draft import Draft
 
+HOP_LIMIT = 32
+"""How many runs an event may have come by and still start another: a workflow that feeds itself stops here."""
+
 Matcher = Callable[[Wait, EventRow, dict[str, Any]], dict[str, Any] | None]
 """Tells whether an event meets a wait: the patch that the run would resume with, or None."""
 
@@ -132,6 +135,8 @@ def _offer_to_trigger(
     result = DispatchResult(outcome="rejected", workflow_id=route.workflow_id, trigger_id=route.trigger_id)
     if route.refused is not None:
         return replace(result, reason=route.refused)
+    if event.hops >= HOP_LIMIT:
+        return replace(result, reason="loop")
     slot = _slot_of(draft, route, now)
     verdict = admit(slot)
     result = replace(result, outcome=verdict.admission.value, reason=verdict.reason)
@@ -231,6 +236,7 @@ def _enter(draft: Draft, route: Route, event: EventRow, now: int, *, start: bool
         version=route.version,
         event_seq=event.seq,
         telling=int(route.telling),
+        hops=event.hops,
         due_at=now if start else None,
         created_at=now,
     )

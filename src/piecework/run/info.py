@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunProgress:
+    """How far a run is, as its steps say.
+
+    Attributes:
+        fraction: From 0 to 1.
+        message: In words, or None.
+        at: When it was committed.
+    """
+
+    fraction: float
+    message: str | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """One run as it stands.
 
@@ -39,6 +54,7 @@ class RunInfo:
         attempt: How often it has started since its last checkpoint.
         resume_count: How often it has been resumed.
         waiting_for: The event types that it waits for.
+        progress: What a step said last of how far it is, or None.
         outcome: Of a piece's run: success, skipped, retry_after, failed or interrupted.
         error: `{type, code, message}` of what ended it, or keeps it from going on; or None.
         result: What it came to, where somebody asked for values.
@@ -62,6 +78,7 @@ class RunInfo:
     attempt: int
     resume_count: int
     waiting_for: list[str] | None
+    progress: RunProgress | None
     outcome: str | None
     error: dict[str, Any] | None
     result: Any
@@ -138,11 +155,21 @@ def run_info(run: Run, *, result: bytes | None = None) -> RunInfo:
         attempt=run.attempt,
         resume_count=run.resume_count,
         waiting_for=None if run.waiting_for is None else msgspec.json.decode(run.waiting_for),
+        progress=_progress(run.progress),
         outcome=run.outcome,
         error=None if run.error is None else msgspec.json.decode(run.error),
         result=decode(result),
         version=run.version,
     )
+
+
+def _progress(stored: str | None) -> RunProgress | None:
+    if stored is None:
+        return None
+    fraction, message, moment = msgspec.json.decode(stored)
+    at = as_datetime(moment)
+    assert at is not None
+    return RunProgress(fraction=fraction, message=message, at=at)
 
 
 def timeline_entry(entry: Entry, seq: int, changed: Sequence[str] = ()) -> TimelineEntry:

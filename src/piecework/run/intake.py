@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from piecework.bus.event import Event
+from piecework.bus.event import Event, hops_of_event, hops_of_run
 from piecework.errors import StoreFullError, StoreUnavailableError, ValidationError
 from piecework.ids import new_id
 from piecework.run.folds import decide_enqueue
@@ -101,8 +101,8 @@ class Intake:
             StoreError: It could not be written: it stays where it is.
             PieceworkError: It was refused: it stays where it is.
         """
-        event = Event(row.type, msgspec.json.decode(row.payload), id=row.event_id, space=row.space)
-        stored = EventRow(None, row.event_id, row.type, row.space, row.payload, self._clock.now())
+        event = Event(row.type, msgspec.json.decode(row.payload), id=row.event_id, space=row.space, hops=row.hops)
+        stored = EventRow(None, row.event_id, row.type, row.space, row.payload, self._clock.now(), row.hops)
         item = Accept(
             event=stored,
             payload=event.payload,
@@ -189,6 +189,7 @@ class Intake:
             event_seq=None,
             telling=int(telling),
             due_at=due_at,
+            hops=hops_of_run() or 0,
         )
         told = encode_mapping(args, what=f"the arguments of {name}", limit_bytes=self._limit)
         item = Enqueue(run=run, args=told, occurrence=occurrence, again=again)
@@ -239,7 +240,8 @@ class Intake:
 
     def _accept_item(self, event: Event) -> Accept:
         event_id, payload = check_event(event, limit_bytes=self._limit)
-        row = EventRow(None, event_id, event.type, event.space, payload, self._clock.now())
+        now, hops = self._clock.now(), hops_of_event(event)
+        row = EventRow(None, event_id, event.type, event.space, payload, now, hops)
         return Accept(event=row, payload=event.payload, routes=self._routes(event), known=self._known())
 
     def _routes(self, event: Event) -> tuple[Route, ...]:
@@ -267,7 +269,10 @@ class Intake:
             type=event.type,
             outcomes=[result.outcome for result in results],
         )
-        self._bus.tell(Event(event.type, event.payload, id=event_id, space=event.space, at=item.event.accepted_at))
+        stored = item.event
+        self._bus.tell(
+            Event(event.type, event.payload, id=event_id, space=event.space, at=stored.accepted_at, hops=stored.hops)
+        )
 
 
 def _nobody(_results: Sequence[DispatchResult], _event_id: str | None) -> None:

@@ -131,6 +131,7 @@ class LogBook:
         self._lost = False
         self._ordinal = 1
         self._lines: list[NewEntry] = []
+        self._progress: tuple[float, str | None] | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._thread = threading.get_ident()
         self._loop = asyncio.get_running_loop()
@@ -170,6 +171,17 @@ class LogBook:
                 source="container", type=event.event, path=event.key or "", payload=encode(payload) if payload else None
             )
         )
+
+    def progress(self, fraction: float, message: str | None, path: str) -> None:
+        """Takes in how far a step is, from any thread. Of what one step says in a batch the newest is kept."""
+        self._progress = (fraction, message)
+        payload = encode({"fraction": fraction, "message": message})
+        entry = NewEntry(type="step:progress", path=path, payload=payload)
+        last = self._lines[-1] if self._lines else None
+        if last is not None and (last.type, last.path) == (entry.type, path):
+            self._lines[-1] = entry
+        else:
+            self._add(entry)
 
     async def flush(self) -> None:
         """Waits until every line so far is durable. A timeline that cannot be written fails nothing here."""
@@ -216,6 +228,7 @@ class LogBook:
     async def _write_out(self) -> None:
         """Commits the lines there are, behind an entry that says how many are missing before them."""
         lines, self._lines = tuple(self._lines), []
+        progress, self._progress = self._progress, None
         missing = self._timelines.missing(self._run_id)
         gap = (NewEntry(type="timeline:gap", payload=encode({"lines": missing})),) if missing else ()
         item = Append(
@@ -225,6 +238,7 @@ class LogBook:
             attempt=self._attempt,
             first=self._ordinal,
             entries=(*gap, *lines),
+            progress=progress,
         )
         self._ordinal += len(item.entries)
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from piecework.bus.event import within_run
 from piecework.clock import SECOND
 from piecework.errors import (
     ClosedError,
@@ -475,7 +476,8 @@ class Node:
                 if before is not None:
                     await asyncio.wait({before})
                 signals.emit(signals.RUN_STARTED, level="debug", kind=run.kind, attempt=run.attempt)
-                await self._kinds[run.kind].execute(claimed)
+                with within_run(run.hops):
+                    await self._kinds[run.kind].execute(claimed)
             except asyncio.CancelledError:
                 await self._give_back(claimed)
                 raise

@@ -15,6 +15,7 @@ from contextvars import Context
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from piecework.bus.event import within_run
 from piecework.clock import SECOND, as_datetime
 from piecework.errors import (
     ClosedError,
@@ -241,6 +242,10 @@ class Relay:
             raise ValidationError(
                 f"row {intent.row_id} of {TABLE} has no JSON object in `told`: put it right, or delete the row"
             )
+        with within_run(told.pop("run_hops", None)):
+            await self._hand_over(intent, told)
+
+    async def _hand_over(self, intent: Intent, told: dict[str, Any]) -> None:
         if intent.kind == EVENT:
             await self._doors.publish(told["type"], told["payload"], id=told["id"], space=told["space"])
         elif intent.kind == JOB:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from piecework.bus.event import within_run
 from piecework.errors import (
     ClosedError,
     CrashedError,
@@ -288,7 +289,9 @@ class Controller:
         await asyncio.shield(self._own(ending))
 
     def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+        # The worker was booted by some run, and serves many: what it publishes is not of that one.
+        with within_run(None):
+            task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _KINDS = "an asyncpg Connection, a SQLAlchemy AsyncConnection or AsyncSession, or a psycopg AsyncConnection"
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
-_COLUMNS = ("event_id", "type", "space", "payload", "published_at")
+_COLUMNS = ("event_id", "type", "space", "payload", "published_at", "hops")
 _NO_TABLE = {"42P01", "3F000"}
 _NO_RIGHT = {"42501"}
 _FAILED = {"25P02"}
@@ -51,7 +51,7 @@ async def put_into_inbox(connection: Any, row: Inbox, *, schema: str = "piecewor
             schema=schema,
         )
     put = _putter(connection)
-    values = (row.event_id, row.type, row.space, row.payload, row.published_at, schema)
+    values = (row.event_id, row.type, row.space, row.payload, row.published_at, row.hops, schema)
     try:
         await put(connection, schema, values)
     except Exception as error:
@@ -84,7 +84,7 @@ async def _with_asyncpg(connection: Any, schema: str, values: Sequence[Any]) -> 
         raise InvalidStateError(f"the connection cannot be used any more: {error}") from error
     if not inside:
         _refuse("asyncpg connection", "async with connection.transaction()")
-    await connection.execute(_text(schema, [f"${number}" for number in range(1, 7)]), *values)
+    await connection.execute(_text(schema, [f"${number}" for number in range(1, len(values) + 1)]), *values)
 
 
 async def _with_session(session: Any, schema: str, values: Sequence[Any]) -> None:
@@ -118,7 +118,7 @@ async def _with_sqlalchemy(connection: Any, schema: str, values: Sequence[Any]) 
     if raw.autocommit:
         _refuse("SQLAlchemy connection", "another isolation_level than AUTOCOMMIT")
     names = (*_COLUMNS, "channel")
-    kinds: Sequence[Any] = (Text, Text, Text, LargeBinary, BigInteger, Text)
+    kinds: Sequence[Any] = (Text, Text, Text, LargeBinary, BigInteger, BigInteger, Text)
     binds = [bindparam(name, type_=kind) for name, kind in zip(names, kinds, strict=True)]
     statement = text(_text(schema, [f":{name}" for name in names])).bindparams(*binds)
     await connection.execute(statement, dict(zip(names, values, strict=True)))
@@ -137,7 +137,7 @@ async def _with_psycopg(connection: Any, schema: str, values: Sequence[Any]) -> 
         _refuse("psycopg connection", "async with connection.transaction()")
     # Its own kinds of cursors and rows are the caller's business.
     async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
-        await cursor.execute(_text(schema, ["%s"] * 6), values)
+        await cursor.execute(_text(schema, ["%s"] * len(values)), values)
 
 
 def _text(schema: str, marks: Sequence[str]) -> str:

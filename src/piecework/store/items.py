@@ -467,7 +467,7 @@ class Register(Item, frozen=True, kw_only=True):
 
 
 class Append(Item, frozen=True, kw_only=True):
-    """Log lines and progress of a run, beneath the decision that they follow."""
+    """Log lines and progress of a run, beneath the decision that they follow; `progress` is the newest."""
 
     run_id: str
     epoch: int
@@ -475,6 +475,7 @@ class Append(Item, frozen=True, kw_only=True):
     attempt: int
     first: int
     entries: tuple[NewEntry, ...]
+    progress: tuple[float, str | None] | None = None
 
 
 class Renew(Item, frozen=True, kw_only=True):

@@ -40,7 +40,10 @@ def _key_of(record: type[Record]) -> Callable[[Record], tuple[object, ...]]:
 
 
 class EventRow(Record, frozen=True):
-    """An accepted event. Its id is cleared when duplicates of it are no longer looked for."""
+    """An accepted event. Its id is cleared when duplicates of it are no longer looked for.
+
+    `hops` counts the runs that it came by: each published the event that started the next.
+    """
 
     table: ClassVar[str] = "events"
     key: ClassVar[tuple[str, ...]] = ("seq",)
@@ -52,6 +55,7 @@ class EventRow(Record, frozen=True):
     space: str | None
     payload: bytes
     accepted_at: int
+    hops: int = 0
 
 
 class Inbox(Record, frozen=True):
@@ -70,6 +74,7 @@ class Inbox(Record, frozen=True):
     space: str | None
     payload: bytes
     published_at: int
+    hops: int = 0
 
 
 class WorkflowRow(Record, frozen=True):
@@ -206,7 +211,8 @@ class Run(Record, frozen=True):
     epoch is refused. `patched` says that the patch of a resume is kept until its stage commits, `signals` how many were
     sent and are not in a checkpoint, `told` names the last call from outside that had an effect: its repeat is known
     by it. `telling` says whether somebody wants to hear of its end: 1 before it has ended, and until they have heard of
-    it, as long as the run keeps its place; 2 when it ended without an owner, and its place is free; 0 else.
+    it, as long as the run keeps its place; 2 when it ended without an owner, and its place is free; 0 else. `hops` is
+    its event's, or that of the run that asked for it; `progress` is what a step said last, as JSON.
     """
 
     table: ClassVar[str] = "runs"
@@ -246,6 +252,8 @@ class Run(Record, frozen=True):
     waiting_for: str | None = None
     outcome: str | None = None
     error: str | None = None
+    hops: int = 0
+    progress: str | None = None
 
 
 class RunValue(Record, frozen=True):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from piecework.store.records import Slot, Wait
 
 
+_HOPS = 32
+
+
 class Events(World):
     """`accept`, `dispatch`, `register_routes`, `retire_workflow` and `raise_limit`, one item at a time."""
 
@@ -29,6 +32,7 @@ class Events(World):
             if event.event_id == event_id:
                 return self._again(event, event_id)
         event = ModelEvent(seq, event_id, item.event.type, item.payload, item.event.space, item.event.accepted_at)
+        event.hops = item.event.hops
         self.events[seq] = event
         pending = sorted(
             workflow
@@ -139,6 +143,8 @@ class Events(World):
         if route.refused is not None:
             return replace(result, reason=route.refused)
         room = self.rooms.setdefault(route.slot.slot_key, Room(route.slot))
+        if event.hops >= _HOPS:
+            return replace(result, reason="loop")
         self.govern(route.slot.slot_key, route.slot, now)
         outcome, reason = room.admit()
         result = replace(result, outcome=outcome, reason=reason)
@@ -193,6 +199,7 @@ class Events(World):
             version=route.version,
             event=event.seq,
             telling=int(route.telling),
+            hops=event.hops,
             lines=["run:started" if start else "run:queued"],
         )
 

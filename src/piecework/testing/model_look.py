@@ -135,7 +135,8 @@ def plain(value: Any) -> Any:
 _RUN_FIELDS = (
     "run_id", "kind", "workflow_id", "trigger_id", "slot_key", "place", "space", "status", "stage", "version",
     "event_seq", "epoch", "owner", "visit", "decision", "attempt", "resume_count", "patched", "signals", "telling",
-    "cleaned", "due_at", "expires_at", "created_at", "started_at", "ended_at", "abort_reason", "told",
+    "cleaned", "due_at", "expires_at", "created_at", "started_at", "ended_at", "abort_reason", "told", "hops",
+    "progress",
 )  # fmt: skip
 
 
@@ -204,8 +205,8 @@ _TABLES: dict[str, tuple[Callable[[Model], _Facts], Callable[[Any], tuple[Any, A
         lambda row: ((row.run_id, row.decision), row.type if row.ordinal == 0 else None),
     ),
     "events": (
-        lambda model: {e.seq: (e.event_id, e.type, e.payload, e.space) for e in model.events.values()},
-        lambda row: (row.seq, (row.event_id, row.type, row.payload, row.space)),
+        lambda model: {e.seq: (e.event_id, e.type, e.payload, e.space, e.hops) for e in model.events.values()},
+        lambda row: (row.seq, (row.event_id, row.type, row.payload, row.space, row.hops)),
     ),
     "deliveries": (
         lambda model: model.deliveries,

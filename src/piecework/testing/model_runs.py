@@ -150,9 +150,11 @@ class Model(Events):
             run.waits[wait.wait_id, wait.event_type] = replace(wait, registered_at=now)
         return len(run.waits)
 
-    def append(self, item: items.Append, _now: int) -> int:
-        """Log lines of a run; the model keeps none."""
-        self._of_epoch(item.run_id, item.epoch)
+    def append(self, item: items.Append, now: int) -> int:
+        """Log lines of a run, of which the model keeps none, and how far it is."""
+        run = self._of_epoch(item.run_id, item.epoch)
+        if item.progress is not None:
+            run.progress = msgspec.json.encode([*item.progress, now]).decode()
         return len(item.entries)
 
     # -- the end -----------------------------------------------------------------------------------------------------
@@ -295,6 +297,7 @@ class Model(Events):
             due=now if wanted.due_at is None else wanted.due_at,
             lines=["run:queued"],
             values={"args": item.args},
+            hops=wanted.hops,
         )
         return items.Enqueued(run_id=wanted.run_id, duplicate=False)
 

@@ -41,6 +41,7 @@ class ModelEvent:
     payload: dict[str, Any]
     space: str | None
     at: int
+    hops: int = 0
 
 
 @dataclass(slots=True)
@@ -81,6 +82,8 @@ class ModelRun:
     cleaned: bool = False
     abort_reason: str | None = None
     told: str | None = None
+    progress: str | None = None
+    hops: int = 0
     lines: list[str] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
     signals: dict[int, Any] = field(default_factory=dict)

@@ -6,11 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from piecework.errors import NotFoundError, StaleEpochError
+from piecework.run import folds
 from piecework.run.folds import decide_claim
 from piecework.run.lifecycle import Status
-from piecework.store.items import Claim, Continue, Defer, Park
+from piecework.store.items import Append, Claim, Continue, Defer, Park
+from piecework.store.verbs import runs
 from piecework.store.verbs.claim import claim
 from piecework.testing.verbs import KNOWN, job, piece, piece_end, slot, transient, waits
 
@@ -21,6 +24,35 @@ if TYPE_CHECKING:
 
 class ClaimPromises:
     """`claim`, `release` and the fence around every later write."""
+
+    async def test_progress_begins_the_count_of_attempts_anew(self, verbs: Verbs) -> None:
+        """Attempts that brought no progress are counted; a commit of a stage begins anew."""
+        run = await verbs.running()
+        (taken,) = await verbs.claim("node-2", orphans=True)
+        assert (run.attempt, taken.run.attempt) == (1, 2)
+        await verbs.end_stage(taken.run, Continue(stage="two"))
+        (again,) = await verbs.claim("node-3", orphans=True)
+        assert again.run.attempt == 1
+
+    async def test_progress_is_refused_of_who_had_the_run(self, verbs: Verbs) -> None:
+        """How far a run is stands in its row; who had it before cannot say it any more."""
+        run = await verbs.running()
+        item = Append(
+            run_id=run.run_id,
+            epoch=run.epoch,
+            decision=run.decision,
+            attempt=1,
+            first=1,
+            entries=(),
+            progress=(0.4, "two"),
+        )
+        await verbs.do(runs.append, item, folds.decide_append)
+        told = (await verbs.run(run.run_id)).progress
+        assert (told or "").startswith('[0.4,"two",')
+        await verbs.claim("node-2", orphans=True)
+        with pytest.raises(StaleEpochError):
+            await verbs.do(runs.append, replace(item, progress=(0.9, None)), folds.decide_append)
+        assert (await verbs.run(run.run_id)).progress == told
 
     async def test_claim_gives_ownership(self, verbs: Verbs) -> None:
         """A claimed run has an owner and a new epoch, its attempt is counted, and it is due no more."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from piecework.errors import ConflictError
 from piecework.ids import new_id
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
 class EventPromises:
     """`accept` and `enqueue`."""
+
+    async def test_an_event_that_came_by_too_many_runs_starts_none(self, verbs: Verbs) -> None:
+        """An event of 31 hops starts a run, which has its hops; one of 32 is rejected, reason loop."""
+        for hops, outcome, reason in ((31, "started", None), (32, "rejected", "loop")):
+            item = event(routes=[route(slot(f"key {hops}"))])
+            answer = await verbs.accept(replace(item, event=replace(item.event, hops=hops)))
+            (result,) = answer.dispatched
+            assert (result.outcome, result.reason) == (outcome, reason)
+            if result.run_id is not None:
+                assert (await verbs.run(result.run_id)).hops == hops
 
     async def test_accept_starts_a_run(self, verbs: Verbs) -> None:
         """An event starts a run at each trigger that it matches; the run is due at once."""

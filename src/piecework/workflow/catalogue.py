@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from piecework.container.state import in_json
 from piecework.errors import ConflictError, NotFoundError, clean_text, describe
 from piecework.ids import new_id
 from piecework.run.admission import SingletonLoop, slot_of
@@ -172,7 +173,9 @@ def _route(registered: Registered, trigger: Trigger, event: Event) -> Route:
             key = check_identifier(told, f"key of workflow {workflow.id!r}")
         if isinstance(mode, SingletonLoop) and mode.mapper is not None:
             what = "mapper"
-            patch = encode_mapping(mode.mapper(event), what=f"what the mapper of workflow {workflow.id!r} made")
+            patch = encode_mapping(
+                in_json(mode.mapper(event)), what=f"what the mapper of workflow {workflow.id!r} made"
+            )
     except Exception as error:  # noqa: BLE001 - to guess a slot could break what the mode promises: no run, and it is told
         _show_failure(registered, trigger, event, error)
         key, refused = None, f"its {what} raised {type(error).__name__}: {clean_text(str(error), 200)}"

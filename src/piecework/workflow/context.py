@@ -6,12 +6,14 @@ import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from piecework.errors import ValidationError, clean_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from piecework.bus.event import Event
     from piecework.container.container import Resolution
-    from piecework.run.logger import RunLogger
+    from piecework.run.logger import LogBook, RunLogger
     from piecework.workspace.workspace import Workspace
 
 T = TypeVar("T")
@@ -59,7 +61,7 @@ class Dependencies:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepContext:
-    """What a step's action is given.
+    """What a step's action is given. Services of its workspace are attributes too: `ctx.database`.
 
     Attributes:
         run_id: The run.
@@ -87,6 +89,12 @@ class StepContext:
     logger: RunLogger
     idempotency_key: str
     _aborting: Callable[[], bool] = field(repr=False)
+    _book: LogBook = field(repr=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "workspace":
+            raise AttributeError(f"a step's context has no {name!r}")
+        return self.workspace.__getattr__(name)
 
     @property
     def path(self) -> str:
@@ -109,6 +117,33 @@ class StepContext:
             NotFoundError: There is none; the message suggests near names.
         """
         return await self.workspace.require(key)
+
+    async def resolve(self, key: str | type) -> Resolution:
+        """A service by name or type, or why there is none, as a value."""
+        return await self.workspace.container.resolve(key)
+
+    def select(self, fn: Callable[[dict[str, Any]], Any]) -> Any:
+        """What `fn` picks from the run's state as the step sees it."""
+        return fn(self.state)
+
+    def progress(self, fraction: float, message: str | None = None) -> None:
+        """Tells how far the step is: people see it while the run runs, and it stands in the timeline.
+
+        It is committed beside the run's own commits, soon, and holds nothing up: `ctx.progress(0.4, "page 2 of 5")`.
+
+        Args:
+            fraction: From 0 to 1.
+            message: In words; shortened to 200 characters.
+
+        Raises:
+            ValidationError: The fraction is not a number from 0 to 1, or the message is no text.
+        """
+        number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+        if not number or not 0 <= fraction <= 1:
+            raise ValidationError(f"progress is a number from 0 to 1, not {fraction!r:.80}: 0.4 is two of five")
+        if message is not None and not isinstance(message, str):
+            raise ValidationError(f"progress: the message has to be a text, not {message!r:.80}")
+        self._book.progress(float(fraction), None if message is None else clean_text(message, 200), self.path)
 
     async def use(self, fn: Callable[[Dependencies], Any]) -> Any:
         """Calls `fn` with `resolve`, `require` and `select`, and awaits what it returns if that can be awaited."""

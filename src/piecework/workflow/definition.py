@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from piecework.clock import check_duration
 from piecework.errors import DuplicateKeyError, NotFoundError, ValidationError
@@ -118,9 +118,11 @@ class Stage:
         router: An instruction, or a function of one argument with `.state` that answers one; advance when omitted.
         wait: A WaitFor, or a function of one argument with `.state` that answers one: the run's steps run, it waits,
             and goes on with the next stage.
+        merge: What it means that two steps write different values to one place: "conflict" fails the run with
+            CONFLICT, "last" takes the value of the step that the stage declares later.
 
     Raises:
-        ValidationError: Both router and wait are given, or something is of the wrong type.
+        ValidationError: Both router and wait are given, one of them is async, or something is of the wrong type.
         DuplicateKeyError: Two steps have one id.
     """
 
@@ -130,6 +132,7 @@ class Stage:
     timeout_seconds: float | None
     router: Router
     wait: WaitFor | Callable[[Any], WaitFor] | None
+    merge: Literal["conflict", "last"]
 
     def __init__(
         self,
@@ -140,6 +143,7 @@ class Stage:
         timeout_seconds: float | None = None,
         router: Router | None = None,
         wait: WaitFor | Callable[[Any], WaitFor] | None = None,
+        merge: Literal["conflict", "last"] = "conflict",
     ) -> None:
         from piecework.workflow.pause import WaitFor
 
@@ -150,6 +154,10 @@ class Stage:
             raise ValidationError(f"stage {name!r}: router has to be an instruction or a function, not {router!r:.80}")
         if wait is not None and not isinstance(wait, WaitFor) and not callable(wait):
             raise ValidationError(f"stage {name!r}: wait has to be a WaitFor or a function, not {wait!r:.80}")
+        _check_sync(name, "router", router)
+        _check_sync(name, "wait", wait)
+        if merge not in ("conflict", "last"):
+            raise ValidationError(f"stage {name!r}: merge has to be 'conflict' or 'last', not {merge!r:.80}")
         made = tuple(_step(name, step) for step in _listed(f"stage {name!r}: steps", steps))
         _unique(f"stage {name!r}", "step", [step.id for step in made])
         set_ = object.__setattr__
@@ -159,6 +167,7 @@ class Stage:
         set_(self, "timeout_seconds", check_seconds(f"stage {name!r}: timeout_seconds", timeout_seconds))
         set_(self, "router", advance if router is None else router)
         set_(self, "wait", wait)
+        set_(self, "merge", merge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +178,25 @@ class Pipeline:
         stages: At least one.
         id: The trigger's id when omitted.
         label: For people; the id when omitted.
+        max_stage_visits: How many stages a run may run without a pause between them; a run whose routers jump for ever
+            fails there.
 
     Raises:
-        ValidationError: There is no stage, or a jump or pause names one that is not there.
+        ValidationError: There is no stage, or the number is not a whole one from 1.
+        NotFoundError: A jump or pause names a stage that is not there.
         DuplicateKeyError: Two stages have one id.
     """
 
     stages: Sequence[Stage]
     id: str = field(default="", kw_only=True)
     label: str = field(default="", kw_only=True)
+    max_stage_visits: int = field(default=10_000, kw_only=True)
 
     def __post_init__(self) -> None:
         where = f"pipeline {self.id!r}" if self.id else "the pipeline"
+        limit = self.max_stage_visits
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise ValidationError(f"{where}: max_stage_visits has to be a whole number from 1, not {limit!r}")
         given = self.stages if isinstance(self.stages, Sequence) else ()
         if not given or not all(isinstance(stage, Stage) for stage in given):
             raise ValidationError(f"{where} needs a list of at least one Stage")
@@ -328,6 +344,14 @@ def _step(stage: str, step: Step | Callable[..., Any]) -> Step:
     if not isinstance(step, Step) and not callable(step):
         raise ValidationError(f"stage {stage!r}: a step has to be a function or a Step, not {step!r:.80}")
     return step if isinstance(step, Step) else Step(step)
+
+
+def _check_sync(stage: str, what: str, fn: object) -> None:
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004 - an object's own call may be async
+        raise ValidationError(
+            f"stage {stage!r}: {what} has to be a plain function (not async), not {fn!r:.80}: "
+            "do the asking in a step and let the function look at the state"
+        )
 
 
 def _listed(what: str, value: Any) -> Sequence[Any]:

@@ -229,10 +229,11 @@ class Executor:
         if flight.visit == 0:
             await self._prepare(flight, ws)
         while (stage := self._stage(flight)) is not None:
+            flight.enter(stage)
             if flight.resumed:
                 await self._resume(flight, ws)
             patches = await self._stages.run_steps(flight, ws, stage)
-            state = merge_all(flight.state, patches)
+            state = merge_all(flight.state, patches, last_wins=stage.merge == "last")
             instruction, wait_for = self._stages.route(flight, stage, state)
             await flight.book.flush()
             flight.book.check()
@@ -472,6 +473,8 @@ class Executor:
             raise AbortedError(f"run {flight.run.run_id} was aborted: {progress.reason}")
         if progress.outcome == "parked":
             raise _Parked
+        if progress.outcome == "resumed":
+            flight.stages_in_a_row = 0
         if progress.outcome == "resumed" and progress.patch is not None:
             flight.state = resumed(flight.state, msgspec.json.decode(progress.patch))
             flight.note_resumed()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from piecework.store.items import Claimed
     from piecework.store.records import Run
     from piecework.workflow.catalogue import Registered
-    from piecework.workflow.definition import Pipeline
+    from piecework.workflow.definition import Pipeline, Stage
     from piecework.workflow.result import Result
     from piecework.workspace.workspace import Workspace
 
@@ -66,7 +66,26 @@ class Flight:
     again: int = 0
     seen: tuple[str | None, dict[str, Any]] | None = None
     told: dict[str, Any] | None = None
+    stages_in_a_row: int = 0
     shown: State = field(default_factory=State)
+
+    def enter(self, stage: Stage) -> None:
+        """Counts the stages that are run without a pause between them.
+
+        Raises:
+            ExecutionFailedError: They are more than the pipeline allows: its routers jump for ever.
+        """
+        self.stages_in_a_row += 1
+        limit = self.pipeline.max_stage_visits
+        if self.stages_in_a_row > limit:
+            raise ExecutionFailedError(
+                f"run {self.run.run_id} has run {limit} stages without a pause and would go on with {stage.id!r}: its "
+                "routers seem to jump for ever. Let one of them terminate or pause, or give the pipeline a larger "
+                "max_stage_visits",
+                run_id=self.run.run_id,
+                stage=stage.id,
+                max_stage_visits=limit,
+            )
 
     def show(self) -> None:
         """Lets the run's services see its state as it is now."""
@@ -142,6 +161,7 @@ def event_of(claimed: Claimed) -> Event:
     """What started a claimed run: the stored event, or what it was invoked with."""
     row = claimed.event
     if row is not None:
-        return Event(row.type, msgspec.json.decode(row.payload), id=row.event_id, space=row.space, at=row.accepted_at)
+        payload = msgspec.json.decode(row.payload)
+        return Event(row.type, payload, id=row.event_id, space=row.space, at=row.accepted_at, hops=row.hops)
     told = msgspec.json.decode(claimed.values["args"])["event"]
     return Event(told["type"], told["payload"], id=told["id"], space=told["space"], at=claimed.run.created_at)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from piecework.clock import micros
+from piecework.container.state import in_json
 from piecework.errors import ValidationError
 from piecework.ids import new_id
 from piecework.store.records import Wait
@@ -127,7 +128,7 @@ class WaitFor:
         set_(self, "mode", mode)
         set_(self, "events", tuple(dict.fromkeys(events)))
         set_(self, "timeout_seconds", check_seconds("WaitFor(timeout_seconds)", timeout_seconds))
-        set_(self, "patch", dict(patch or {}))
+        set_(self, "patch", in_json(dict(patch or {})))
         encode_mapping(self.patch, what="WaitFor(patch)")
         given = [condition if isinstance(condition, Clause) else _clause(condition) for condition in conditions]
         set_(self, "clauses", (*given, *(_parse(name, value) for name, value in clauses.items())))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from piecework.bus.event import Event
+from piecework.container.state import in_json
 from piecework.errors import (
     ExpiredDefinitionError,
     InvalidStateError,
@@ -325,7 +326,7 @@ class Runtime:
             NOT_FOUND for an unknown run or stage; INVALID_STATE, with nothing changed, for one that is not paused;
             EXPIRED_DEFINITION, with nothing changed, for one that no living node's definition can carry.
         """
-        given = dict(patch or {})
+        given = in_json(dict(patch or {}))
         try:
             encode_mapping(given, what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
             run = await self._run(run_id)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from piecework.container.state import in_json
 from piecework.errors import (
     AbortedError,
     ClosedError,
@@ -33,7 +34,7 @@ from piecework.workflow.context import StateView, StepContext
 from piecework.workflow.definition import Instruction, Pipeline, Stage, Step, pause
 from piecework.workflow.pause import WaitFor
 from piecework.workflow.state import snapshot
-from piecework.workspace.inject import call_injected
+from piecework.workspace.inject import call_injected, is_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,8 @@ class Stages:
             if not limit.expired():
                 raise
             raise TimeoutExceededError(
-                f"stage {stage.id!r} took longer than {stage.timeout_seconds:g} s", stage=stage.id
+                f"stage {stage.id!r} took longer than {stage.timeout_seconds:g} s{_advice(*stage.steps)}",
+                stage=stage.id,
             ) from None
         failures = [result for result in results if isinstance(result, Exception)]
         if failures:
@@ -114,13 +116,14 @@ class Stages:
                     logger=logger,
                     idempotency_key=key,
                     _aborting=lambda: flight.abort_reason is not None,
+                    _book=flight.book,
                 )
                 value = await call_injected(step.action, fork, (ctx,), {})
         except TimeoutError:
             if not limit.expired():
                 raise
             raise TimeoutExceededError(
-                f"step {stage.id}/{step.id} took longer than {step.timeout_seconds:g} s", step=step.id
+                f"step {stage.id}/{step.id} took longer than {step.timeout_seconds:g} s{_advice(step)}", step=step.id
             ) from None
         except SystemExit as error:
             raise ExecutionFailedError(
@@ -142,7 +145,8 @@ class Stages:
         """
         if value is None:
             return {}
-        patch: dict[str, Any] = msgspec.json.decode(encode_mapping(value, what=what, limit_bytes=self._limit))
+        encoded = encode_mapping(in_json(value), what=what, limit_bytes=self._limit)
+        patch: dict[str, Any] = msgspec.json.decode(encoded)
         for key in patch:
             if key.startswith("__"):
                 raise ValidationError(f"{what} has the key {key!r}: names with two underscores are the runtime's own")
@@ -181,6 +185,17 @@ def target_of(pipeline: Pipeline, stage: Stage, instruction: Instruction) -> str
         return instruction.stage
     following = pipeline.position(stage.id) + 1
     return pipeline.stages[following].id if following < len(pipeline.stages) else None
+
+
+def _advice(*steps: Step) -> str:
+    """What to say of a timeout that cannot stop what it is about."""
+    hung = [step.id for step in steps if not is_async(step.action)]
+    if not hung:
+        return ""
+    return (
+        f". What is synchronous ({', '.join(hung)}) cannot be stopped and may go on in its thread; what it returns is "
+        'lost: run it with isolation="process", which ends it with its timeout'
+    )
 
 
 def copy_of(event: Event) -> Event:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from piecework.container.state import merge
+from piecework.container.state import is_delete, merge
 from piecework.errors import ConflictError
 
 _encoder = msgspec.json.Encoder()
@@ -34,12 +34,15 @@ def resumed(state: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     return merge({key: value for key, value in state.items() if key not in _OF_RESUME}, patch)
 
 
-def merge_all(state: dict[str, Any], patches: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+def merge_all(
+    state: dict[str, Any], patches: list[tuple[str, dict[str, Any]]], *, last_wins: bool = False
+) -> dict[str, Any]:
     """Merges the patches of a stage's steps, in the order in which the stage declares them.
 
     Args:
         state: Before the stage.
         patches: Pairs of step id and patch.
+        last_wins: Whether a later step's value replaces an earlier one's; otherwise the two are a conflict.
 
     Raises:
         ConflictError: Two steps wrote different values to the same place.
@@ -47,13 +50,13 @@ def merge_all(state: dict[str, Any], patches: list[tuple[str, dict[str, Any]]]) 
     written: dict[_Path, tuple[str, Any]] = {}
     above: dict[_Path, str] = {}
     for step_id, patch in patches:
-        for path, value in _leaves(patch):
+        for path, value in () if last_wins else _leaves(patch):
             other = _clash(written, above, path, value)
             if other is not None:
                 where = ".".join(path)
                 raise ConflictError(
                     f"steps {other!r} and {step_id!r} both wrote {where!r}, with different values: "
-                    "let one of them write it, or put them into two stages",
+                    'let one of them write it, put them into two stages, or say Stage(merge="last")',
                     path=where,
                     steps=[other, step_id],
                 )
@@ -74,7 +77,7 @@ def _leaves(patch: dict[str, Any], prefix: _Path = ()) -> list[tuple[_Path, Any]
     found: list[tuple[_Path, Any]] = []
     for key, value in patch.items():
         path = (*prefix, key)
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and not is_delete(value):
             found += _leaves(value, path)
         else:
             found.append((path, value))

@@ -54,13 +54,14 @@ async def call_injected(
 
 async def invoke(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], threads: SyncThreads) -> Any:
     """Calls a function with all its arguments: on the loop if it is async, else in a thread; awaits what it returns."""
-    if _is_async(fn):
+    if is_async(fn):
         return await fn(*args, **kwargs)
     result = await threads.run(fn, *args, **kwargs)
     return await result if inspect.isawaitable(result) else result
 
 
-def _is_async(fn: Callable[..., Any]) -> bool:
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether a function runs on the loop; any other runs in a thread."""
     if inspect.iscoroutinefunction(fn):
         return True
     return not isinstance(fn, type) and inspect.iscoroutinefunction(type(fn).__call__)

@@ -6,7 +6,8 @@ CREATE TABLE events (
     type TEXT NOT NULL,
     space TEXT,
     payload BLOB NOT NULL,
-    accepted_at INTEGER NOT NULL
+    accepted_at INTEGER NOT NULL,
+    hops INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE event_inbox (
@@ -15,7 +16,8 @@ CREATE TABLE event_inbox (
     type TEXT NOT NULL,
     space TEXT,
     payload BLOB NOT NULL,
-    published_at INTEGER NOT NULL
+    published_at INTEGER NOT NULL,
+    hops INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE workflows (
@@ -119,7 +121,9 @@ CREATE TABLE runs (
     told TEXT,
     waiting_for TEXT,
     outcome TEXT,
-    error TEXT
+    error TEXT,
+    hops INTEGER NOT NULL,
+    progress TEXT
 ) STRICT, WITHOUT ROWID;
 
 -- postgres: ALTER TABLE runs SET (fillfactor = 70);

@@ -261,8 +261,9 @@ def register_waits(items: Sequence[Register], decide: Decide, now: int) -> Scrip
 def append(items: Sequence[Append], decide: Decide, now: int) -> Script:
     """Adds log lines and progress to timelines; refused for a superseded epoch."""
     draft = Draft()
-    # Nothing of the run changes, so the lock is shared: a commit of its own may not pass in between, other lines may.
+    # Where nothing of the run changes the lock is shared: a commit of its own may not pass in between, other lines may.
+    share = all(item.progress is None for item in items)
     ids = sorted({item.run_id for item in items})
-    rows = yield Lock(Run, [(run_id,) for run_id in ids], share=True)
+    rows = yield Lock(Run, [(run_id,) for run_id in ids], share=share)
     draft.load(Run, [(run_id,) for run_id in ids], rows)
     return (yield from decided(draft, items, decide, now))
