@@ -32,7 +32,7 @@ class Settings:
         pause_window_seconds: How long the services of a paused run are kept alive; 0 keeps none.
         hot_runs_limit: Of how many paused runs at once; those that paused first go first.
         max_resumes_without_progress: How often in a row a run may pause before the same stage and go on at once with a
-            kept event, with nothing in its state changed, before it fails.
+            kept event, with nothing in its state changed, before it fails; 0 sets no limit.
         close_timeout_seconds: How long one closer of a service may take.
         hook_timeout_seconds: How long one call of a workflow's hook may take.
         abort_grace_seconds: How long an aborted step may go on before it is abandoned.

@@ -180,7 +180,8 @@ class History:
         with self._deaf():
             while operations and store.pending:
                 operations -= 1
-                await store.step()
+                with self.loop.outside():
+                    await store.step()
                 await self.loop.idle()
         self.zombie = None
         await self._end(app, store)
@@ -189,7 +190,8 @@ class History:
         """Closes the engine."""
         engine, self.engine = self.engine, None
         if engine is not None:
-            await engine.close()
+            with self.loop.outside():
+                await engine.close()
 
     async def restart(self) -> None:
         """The node stops in order and another one begins."""
@@ -243,7 +245,8 @@ class History:
                 left = self.death.after - 1
                 lose = self.death.lose if left <= 0 else ""
                 self.death = Death(left, self.death.lose)
-            await store.step(lose=lose)
+            with self.loop.outside():
+                await store.step(lose=lose)
             if lose:
                 await self.kill()
             elif self.world.wrong:
@@ -253,7 +256,7 @@ class History:
         """Until nothing moves and a node lives."""
         await self.settle()
         while self.app is None:
-            await self.truth.look()
+            await self.look()
             await self.open()
             await self.settle()
 
@@ -286,6 +289,16 @@ class History:
             self.calls.remove(call)
             call.done(task.exception() or task.result())
 
+    async def look(self) -> None:
+        """Looks whether everything is as it has to be while nothing moves."""
+        with self.loop.outside():
+            await self.truth.look()
+
+    async def look_back(self) -> None:
+        """Looks whether everything that was promised was kept."""
+        with self.loop.outside():
+            await self.truth.look_back()
+
     # -- the end -----------------------------------------------------------------------------------------------------
 
     async def finish(self) -> None:
@@ -304,7 +317,7 @@ class History:
                 if not gate.future.done():
                     gate.future.set_result("go on")
             await self.go_on()
-            await self.truth.look()
+            await self.look()
             live = [run for run in self.truth.runs.values() if run.ended_at is None or not run.cleaned]
             if not live and not self.calls:
                 break
@@ -314,7 +327,7 @@ class History:
             await self.pass_time(11)
         else:
             raise AssertionError(f"never ends: {[(run.run_id, run.status) for run in live]} {self.calls}")
-        await self.truth.look_back()
+        await self.look_back()
         await self.close()
         assert self.engine is not None
         found = await check(self.engine)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
+from contextlib import contextmanager
 from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from piecework.clock import SECOND, micros
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 BEGINNING = 1_767_225_600 * SECOND
 """The wall clock when a loop is made."""
+
+
+_PATIENCE_SECONDS = 2.0
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -25,6 +30,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._elapsed = 0
+        self._outside_since: float | None = None
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = count()
         self._owners: dict[asyncio.Task[Any], object] = {}
@@ -33,11 +39,26 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         """Seconds since the loop was made, as far as time has been moved on."""
-        return self._elapsed / SECOND
+        return (self._elapsed + self._overtime()) / SECOND
 
     def now(self) -> int:
         """The wall clock: microseconds since the epoch."""
-        return BEGINNING + self._elapsed
+        return BEGINNING + self._elapsed + self._overtime()
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """While an engine is waited for: when it takes long, time goes on, as it may be trying again by and by."""
+        self._outside_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._elapsed += self._overtime()
+            self._outside_since = None
+
+    def _overtime(self) -> int:
+        if self._outside_since is None:
+            return 0
+        return micros(max(0.0, time.monotonic() - self._outside_since - _PATIENCE_SECONDS))
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
         """As every loop does; the timer is remembered."""

@@ -105,7 +105,7 @@ class _RuntimeMachine(RuleBasedStateMachine):
             await history.loop.idle()
             return
         await history.go_on()
-        await history.truth.look()
+        await history.look()
 
     # -- events ------------------------------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class _RuntimeMachine(RuleBasedStateMachine):
 
     async def _pass_time(self, seconds: float) -> None:
         await self.history.pass_time(seconds)
-        await self.history.truth.look()
+        await self.history.look()
 
     @rule(what=st.sampled_from([*NAMES, "restart"]), hurry=hurried)
     def operate(self, what: str, hurry: bool) -> None:
@@ -238,6 +238,8 @@ class _RuntimeMachine(RuleBasedStateMachine):
         if what == "restart":
             self.drive(self._restart())
         else:
+            if any(call.what.endswith(f"register {what}") for call in self.history.calls):
+                self.act()  # one after the other, as they are told to
             self.history.toggle(what)
             self.act(hurry=hurry)
 
@@ -259,12 +261,12 @@ class _RuntimeMachine(RuleBasedStateMachine):
         else:
             await self.history.come_back(operations)
         await self.history.go_on()
-        await self.history.truth.look()
+        await self.history.look()
 
     async def _restart(self) -> None:
         await self.history.restart()
         await self.history.go_on()
-        await self.history.truth.look()
+        await self.history.look()
 
     def teardown(self) -> None:
         """Everything comes to its end and is looked at; nothing is left of it."""

@@ -53,10 +53,10 @@ def test_a_run_that_nobody_can_take_makes_no_other_late(history):
         history.toggle("gone")
         await history.pass_time(35)
         waiting = await invoke(history, "here")
-        await history.truth.look()
+        await history.look()
         assert history.truth.runs[waiting].status == "paused"
         await history.pass_time(20)
-        await history.truth.look()
+        await history.look()
         assert history.truth.runs[waiting].status == "completed"
 
     history.loop.run_until_complete(story())
@@ -73,7 +73,7 @@ async def cut_off_and_come_back(history):
     await history.go_on()
     await history.come_back(20)
     await history.go_on()
-    await history.truth.look()
+    await history.look()
     assert history.truth.runs[run_id].status == "running"
     await history.finish()
     assert history.truth.runs[run_id].status == "completed"

@@ -26,7 +26,7 @@ FUZZ = int(os.environ.get("PIECEWORK_FUZZ", "0"))
 pytestmark = pytest.mark.timeout(0 if FUZZ else 300)  # it is a failure that takes long: it is shrunk
 
 
-def profile(examples, *, steps=20, **rest):
+def profile(examples, *, steps=16, **rest):
     """The same histories every time, unless others are asked for."""
     return settings(
         max_examples=FUZZ or examples,

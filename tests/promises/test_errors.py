@@ -268,8 +268,7 @@ async def test_expired_definition(make_app):
     ask = Stage("ask", router=pause())
     async with make_app(Workflow("flow", on="go", stages=[ask, Stage("approve")])) as app:
         run_id = await paused(app, await app.publish("go"))
-        await app.runtime.deregister("flow")
-        await app.runtime.register(Workflow("flow", on="go", stages=[ask, Stage("review")]))
+        await app.runtime.register(Workflow("flow", on="go", stages=[ask, Stage("review")]), replace=True)
         result = await app.runtime.resume(run_id)
         check(
             result.error, ExpiredDefinitionError, f"`piecework runs resume {run_id} --at STAGE`", "'approve'", "review"

@@ -260,7 +260,8 @@ class SlowToClose:
             await asks(ctx, "late")
 
         stages = [Stage("a", steps=[uses], router=pause()), Stage("b", steps=[goes_on])]
-        self.app = make_app(Workflow("flow", on="go", stages=stages))
+        settings = Settings(pause_window_seconds=0)  # its services close when it pauses
+        self.app = make_app(Workflow("flow", on="go", stages=stages), settings=settings)
 
         @self.app.service(scope="run")
         async def slow():

@@ -101,14 +101,12 @@ async def test_a_run_in_between_waits_for_its_stage(make_app, monkeypatch):
     async with app:
         run_id = run_id_of(await app.publish("go"))
         await gate.reached.get()
-        await app.runtime.deregister("flow")
-        await app.runtime.register(Workflow("flow", on="go", stages=[Stage("new")], version="2"))
+        await app.runtime.register(Workflow("flow", on="go", stages=[Stage("new")], version="2"), replace=True)
         assert (await ended(app, await app.publish("go"))).ok  # others go on beside it
         info = await app.runtime.get(run_id)
         assert (info.status, info.stage, info.error["code"]) == ("running", "two", "EXPIRED_DEFINITION")
-        await app.runtime.deregister("flow")
         stages = [Stage("two", steps=[keep(seen, lambda ctx: ctx.run_id)])]
-        await app.runtime.register(Workflow("flow", on="go", stages=stages, version="3"))
+        await app.runtime.register(Workflow("flow", on="go", stages=stages, version="3"), replace=True)
         assert (await app.runtime.wait(run_id, timeout_seconds=LIMIT)).ok
     assert (seen, told.count("runs wait for a node that can carry them")) == ([run_id], 1)
 
@@ -122,8 +120,7 @@ async def test_runs_that_wait_for_their_stage_are_in_nobodys_way(make_app):
         ids = [run_id_of(await app.publish("go")) for _ in range(150)]
         for _ in ids:
             await gate.reached.get()
-        await app.runtime.deregister("flow")
-        await app.runtime.register(flow(version="2"), mode=Transient(concurrency=500))
+        await app.runtime.register(flow(version="2"), mode=Transient(concurrency=500), replace=True)
         assert (await ended(app, await app.publish("go"))).ok
         assert await app.runtime.abort(ids[0])
         assert (await app.runtime.wait(ids[0], timeout_seconds=LIMIT)).error.code == "ABORTED"
@@ -157,10 +154,9 @@ async def test_a_run_that_has_not_begun_starts_under_the_new_definition(make_app
         await app.publish("go")
         await gate.reached.get()
         second = run_id_of(await app.publish("go"))
-        await app.runtime.deregister("flow")
         gate.open.set()
         step = keep(seen, lambda ctx: ctx.run_id)
-        await app.runtime.register(flow(step, version="2"), mode=Transient(concurrency=1, capacity=5))
+        await app.runtime.register(flow(step, version="2"), mode=Transient(concurrency=1, capacity=5), replace=True)
         assert (await app.runtime.wait(second, timeout_seconds=LIMIT)).ok
         assert (await app.runtime.get(second)).version == "2"
     assert second in seen
@@ -175,8 +171,7 @@ async def test_a_lower_concurrency_ends_nothing(make_app):
         first = [run_id_of(await app.publish("go")) for _ in range(3)]
         for _ in first:
             await gates[0].reached.get()
-        await app.runtime.deregister("flow")
-        await app.runtime.register(flow(gates[1]), mode=Transient(concurrency=1, capacity=9))
+        await app.runtime.register(flow(gates[1]), mode=Transient(concurrency=1, capacity=9), replace=True)
         for _ in first:  # they go on, all three
             await gates[1].reached.get()
         outcomes = [(await app.publish("go")).dispatched[0] for _ in range(2)]

@@ -29,10 +29,14 @@ def offer_to_waiting(draft: Draft, wait: Wait, patch: dict[str, Any], event: Eve
     run = draft.get(Run, wait.run_id)
     result = DispatchResult(outcome="buffered", workflow_id=run.workflow_id, trigger_id="", run_id=run.run_id)
     parked = run.status == Status.PAUSED and not run.patched
+    kept = draft.of_run(Buffered, run.run_id)
+    again = [row for row in kept if row.event_seq == event.seq]  # another of the run's waits, in an earlier commit
     if parked and wait.mode != "all":
+        take_kept(draft, again)
         wake(draft, run, "event", with_reason(patch, "event"), now)
         return replace(result, outcome="resumed")
-    kept = draft.of_run(Buffered, run.run_id)
+    if again:
+        return result
     news = Buffered(run.run_id, event.seq or 0, wait.wait_id, wait.event_type, encode(patch))
     if parked:
         waits = draft.of_run(Wait, run.run_id)

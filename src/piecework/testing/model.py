@@ -295,7 +295,7 @@ class _StoreMachine(Versioned):
     @rule(chosen=draws.several, drawn=draws.ends)
     def hear(self, chosen: list[int], drawn: draws.DrawnEnd) -> None:
         """The ends of runs have been heard of."""
-        self.write_all("told", _some(self.unclean(), chosen), [drawn], echo=True)
+        self.write_all("told", _some(self.unclean(), chosen), [drawn])
 
     @precondition(lambda self: self.unclean())
     @rule(chosen=draws.several, drawn=draws.ends)

@@ -294,7 +294,7 @@ class Executor:
     async def _tell_end(self, run: Run, hook: Callable[..., Any], result: Result, ws: Workspace) -> None:
         error = await self.hooks.call("on_complete", hook, (result,), run, ws)
         assert result.ok or result.error  # looked at: it need not warn
-        entries = () if error is None else (_hook_error("on_complete", error),)
+        entries = () if error is None else (self._hook_error("on_complete", error),)
         item = EndTold(run_id=run.run_id, epoch=run.epoch, entries=entries)
         await self.node.commit(end_told, item, decide_end_told)
 
@@ -429,6 +429,10 @@ class Executor:
         if error is not None and not isinstance(error, AbortedError | _Parked):
             signals.emit(signals.RUN_LOST, level="warning", error=describe(error))
 
+    def _hook_error(self, name: str, error: ExecutionFailedError) -> NewEntry:
+        told = self.node.timelines.redaction.fields(describe(error))
+        return NewEntry(type="hook:error", path=name, payload=encode({"error": told}))
+
     def _stage(self, flight: Flight) -> Stage | None:
         if flight.stage is None:
             return None if flight.visit else flight.pipeline.stages[0]
@@ -533,7 +537,7 @@ class Executor:
             run_id=run.run_id,
             epoch=run.epoch,
             due_at=self.node.now() + micros(seconds),
-            error=encode(describe(error)).decode(),
+            error=encode(flight.book.redaction.fields(describe(error))).decode(),
         )
         await self.node.commit(unresume, item, decide_unresume)
         self.node.news.announce(run.run_id, Status.PAUSED)
@@ -555,7 +559,7 @@ class Executor:
         entries: tuple[NewEntry, ...] = ()
         if hooks.on_cleanup is not None:
             error = await self.hooks.call("on_cleanup", hooks.on_cleanup, (), run, None)
-            entries = () if error is None else (_hook_error("on_cleanup", error),)
+            entries = () if error is None else (self._hook_error("on_cleanup", error),)
         item = Cleaned(run_id=run.run_id, epoch=run.epoch, entries=entries)
         started: int = await self.node.commit(cleaned, item, decide_cleaned)
         if started:
@@ -572,10 +576,6 @@ class _NotResumed(Exception):  # noqa: N818 - a signal to the heart, not an erro
     def __init__(self, cause: ExecutionFailedError) -> None:
         super().__init__(cause.message)
         self.cause = cause
-
-
-def _hook_error(name: str, error: ExecutionFailedError) -> NewEntry:
-    return NewEntry(type="hook:error", path=name, payload=encode({"error": describe(error)}))
 
 
 def _status_of(error: BaseException | None) -> Status:

@@ -111,7 +111,7 @@ class Flight:
         now = self.stage, {key: value for key, value in self.state.items() if not key.startswith("__")}
         self.again = self.again + 1 if now == self.seen else 0
         self.seen = now
-        if self.again >= limit:
+        if limit and self.again >= limit:
             raise ExecutionFailedError(
                 f"run {self.run.run_id} paused {limit} times in a row before stage {self.stage!r}, went on at once "
                 "with a kept event each time, and nothing in its state changed: it wakes itself; let it wait for other "
