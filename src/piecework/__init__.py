@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from piecework.run.outcome import RetryAfter as RetryAfter
     from piecework.run.outcome import Skipped as Skipped
     from piecework.run.outcome import Success as Success
+    from piecework.runtime import Runtime as Runtime
     from piecework.workflow.definition import Pipeline as Pipeline
     from piecework.workflow.definition import Stage as Stage
     from piecework.workflow.definition import Step as Step
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from piecework.workflow.definition import pause as pause
     from piecework.workflow.definition import terminate as terminate
     from piecework.workflow.pause import WaitFor as WaitFor
-    from piecework.workflow.runtime import Runtime as Runtime
+    from piecework.workflow.store_registry import StoreRegistry as StoreRegistry
     from piecework.workspace.context import current_workspace as current_workspace
     from piecework.workspace.workspace import Workspace as Workspace
 
@@ -52,13 +53,14 @@ _HOMES = {
     "PieceworkError": "errors",
     "Pipeline": "workflow.definition",
     "RetryAfter": "run.outcome",
-    "Runtime": "workflow.runtime",
+    "Runtime": "runtime",
     "Serialized": "run.admission",
     "Service": "container.registry",
     "Settings": "config",
     "SingletonLoop": "run.admission",
     "Skipped": "run.outcome",
     "Stage": "workflow.definition",
+    "StoreRegistry": "workflow.store_registry",
     "Step": "workflow.definition",
     "Success": "run.outcome",
     "Transient": "run.admission",

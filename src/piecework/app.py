@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from piecework.config import Settings
     from piecework.container.registry import Service
     from piecework.process import protocol
+    from piecework.runtime import Runtime
     from piecework.services.templates import Migrate
     from piecework.space.piece import PieceDefinition
     from piecework.workspace.supervise import Handle
@@ -108,6 +109,15 @@ class App(Roles):
         self._registry.add(
             Recipe("__env__", lambda: EnvService(self._variables), Scope.APP, provides=EnvService), internal=True
         )
+
+    def within(self, runtime: Runtime) -> None:
+        """Says whose app this is: a runtime that was made by itself is its door."""
+        self._door = runtime
+
+    def _new_door(self) -> Runtime:
+        from piecework.runtime import Runtime
+
+        return Runtime.__new__(Runtime)
 
     # -- work ------------------------------------------------------------------------------------------------------
 

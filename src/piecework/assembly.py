@@ -35,7 +35,7 @@ from piecework.telemetry.redaction import Redaction, secret_values
 from piecework.workflow.catalogue import Catalogue
 from piecework.workflow.executor import Executor
 from piecework.workflow.hot import HotRuns
-from piecework.workflow.runtime import Runtime
+from piecework.workflow.runtime import Runtime, wired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -92,6 +92,7 @@ class Declared:
         address: How workers import the app; None where it has no pieces.
         make_init: What is in force in a worker.
         version: Of Piecework.
+        door: The door to workflows that somebody made before, and who is to be wired; None has one made.
     """
 
     app: Host
@@ -103,6 +104,7 @@ class Declared:
     address: Address | None
     make_init: Callable[[str], protocol.Init]
     version: str
+    door: Runtime | None = None
 
 
 def assemble(declared: Declared, store: Store, settings: Settings, transport: Transport, *, serving: bool) -> Parts:
@@ -178,7 +180,9 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         retention=Retention(
             store, clock, retention_seconds=settings.retention_seconds, dedup_seconds=settings.dedup_seconds
         ),
-        runtime=Runtime(declared.app, store, node, intake, executor, catalogue, clock, declared.env, serving=serving),
+        runtime=wired(
+            declared.door, declared.app, store, node, intake, executor, catalogue, clock, declared.env, serving=serving
+        ),
         pieces=PieceService(declared.definitions, store, node, clock, spaces),
         jobs=jobs,
         bot=bot,

@@ -419,6 +419,40 @@ class AbortRun(Form, frozen=True):
         return {"run_id": self.run_id, "aborted": aborted}
 
 
+class SignalRun(Form, frozen=True):
+    """Merges a patch into the state of a run that has not ended: a told Result (see `_told`) with `delivered`.
+
+    Attributes:
+        token: Names this very call, so that a repeat of it does nothing more.
+    """
+
+    op: ClassVar[str] = "runs.signal"
+    run_id: str
+    patch: dict[str, Any]
+    token: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Nobody is woken by it."""
+        return _told(await app.runtime.signal(self.run_id, self.patch, token=self.token))
+
+
+class CountRuns(Form, frozen=True):
+    """Counts runs: `{count}`."""
+
+    op: ClassVar[str] = "runs.count"
+    status: str | None = None
+    workflow: str | None = None
+    space: str | None = None
+    kind: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """As of the last commit."""
+        count = await app.runtime.count_runs(
+            status=self.status, workflow=self.workflow, space=self.space, kind=self.kind
+        )
+        return {"count": count}
+
+
 class ListWorkflows(Form, frozen=True):
     """Lists the ids of the workflows that are registered on the node: `{items, next_cursor}`."""
 
@@ -466,11 +500,15 @@ class InvokeWorkflow(Form, frozen=True):
     payload: dict[str, Any] = {}
     id: str | None = None
     space: str | None = None
+    admission: Literal["bypass", "enforce"] = "bypass"
 
     async def answer(self, app: OpenApp) -> Any:
         """Returns when the run is durable."""
         event = Event(self.type, self.payload, id=self.id, space=self.space)
-        return _told(await app.runtime.invoke(self.workflow_id, self.trigger_id, event, run_id=self.run_id, wait=False))
+        result = await app.runtime.invoke(
+            self.workflow_id, self.trigger_id, event, run_id=self.run_id, wait=False, admission=self.admission
+        )
+        return _told(result)
 
 
 class AddPiece(Form, frozen=True):
@@ -648,6 +686,8 @@ _FORMS: dict[str, type[Form]] = {
         WakeRun,
         WaitRun,
         AbortRun,
+        SignalRun,
+        CountRuns,
         AddPiece,
         ListPieces,
         GetPiece,

@@ -116,6 +116,14 @@ class InvalidStateError(PieceworkError):
     cure = "look at it as it is now (`piecework runs show RUN_ID`) and decide anew"
 
 
+class BusyError(PieceworkError):
+    """The workflow's mode takes no run now; `data` has the outcome and the active run's id."""
+
+    code = "BUSY"
+    cause = '`invoke(admission="enforce")` while the workflow\'s mode takes no run'
+    cure = 'try again when the active run has ended, choose a mode that queues, or invoke with `admission="bypass"`'
+
+
 class InvalidScopeError(PieceworkError):
     """A service asked for something that does not live as long as itself."""
 

@@ -42,6 +42,8 @@ class Opened(Configured):
     _parts: Parts | RemoteParts | None = None
     _taking_over: RemoteParts | None = None
     """What a client asks that is about to become the node: until then only this knows all workflows."""
+    _door: Runtime | None = None
+    """The runtime that was made before the parts, where this app is inside of one."""
     _container: Container | None = None
     _supervisor: Supervisor | None = None
     _threads: SyncThreads | None = None

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from piecework.assembly import Declared, Parts
     from piecework.services.transport import Transport
     from piecework.store.contract import Store
+    from piecework.workflow.runtime import Runtime
 
 
 class Roles(Sending):
@@ -266,7 +267,12 @@ class Roles(Sending):
             address=self._address() if self._definitions and serving else None,
             make_init=self._worker_init,
             version=_version(),
+            door=self._door or self._new_door(),
         )
+
+    def _new_door(self) -> Runtime | None:
+        """The runtime that is to be wired."""
+        return None
 
     def _address(self, why: str = "has pieces") -> Address:
         return address_of(self, name=self.name, made_in=self._made_in, import_path=self.import_path, why=why)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from piecework import App, Event, Runtime, Serialized, Service, Settings, Stage, WaitFor, Workflow
+from piecework import App, Event, Serialized, Service, Settings, Stage, WaitFor, Workflow
 from piecework.client.doors import RemotePieces, RemoteRuntime
 from piecework.errors import (
     AbortedError,
@@ -19,6 +19,7 @@ from piecework.errors import (
 from piecework.process import linux
 from piecework.space.service import PieceService
 from piecework.store.looking import looking_at
+from piecework.workflow.runtime import Runtime
 
 from .apps.kinds import app as kinds
 from .flows import flow, keep, run_id_of

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from piecework import App, Settings, Stage, Workflow, pause
+from piecework import App, Event, Exclusive, Settings, Stage, Workflow, pause
 from piecework.container.container import Container
 from piecework.errors import (
     AbortedError,
     AppImportError,
+    BusyError,
     ClosedError,
     ConflictError,
     CrashedError,
@@ -153,6 +154,17 @@ async def test_conflict(make_app):
     async with make_app(flow()) as app:
         with told(ConflictError, "deregister it first", id="flow"):
             await app.runtime.register(flow())
+
+
+@of(BusyError)
+async def test_busy(make_app, gate):
+    """An invoke in a mode that takes no run: what became of it, and what to do."""
+    async with make_app(flow(gate), mode=Exclusive()) as app:
+        first = run_id_of(await app.publish("go"))
+        await gate.reached.get()
+        with told(BusyError, "try again later", outcome="rejected", active_run_id=first):
+            (await app.runtime.invoke("flow", "default", Event("go"), admission="enforce")).unwrap()
+        gate.open.set()
 
 
 @of(InvalidStateError)

@@ -58,6 +58,11 @@ class EventBus:
             raise StoppedError("this bus belongs to no open app: open the app first")
         return await self._publish(event)
 
+    @property
+    def connected(self) -> bool:
+        """Whether it belongs to an open app or runtime."""
+        return self._publish is not None
+
     def connect(self, publish: Callable[[Event], Awaitable[Any]] | None) -> None:
         """Says where `emit` goes; None takes it away."""
         self._publish = publish

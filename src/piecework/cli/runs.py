@@ -10,6 +10,7 @@ from cyclopts import App, Parameter, validators
 from piecework.cli.asking import AsJson, JsonObject, Where, ask
 from piecework.cli.telling import error_text, moment, say, show_fields, show_json, show_table
 from piecework.cli.timeline import show_timeline
+from piecework.client.doors import as_result
 from piecework.errors import ExecutionFailedError, InvalidStateError
 
 runs = App("runs", help="Look at runs, resume and abort them.")
@@ -159,6 +160,26 @@ async def resume(
         return
     waiting = came_to.get("waiting_for")
     say(f"run {run_id} is {came_to['status']}" + (f", waiting for {', '.join(waiting)}" if waiting else ""))
+
+
+@runs.command
+async def signal(run_id: str, /, *, patch: JsonObject, as_json: AsJson = False, where: _Where = None) -> None:
+    """Merge a patch into the state of a run that has not ended, without waking it.
+
+    Args:
+        run_id: Which run.
+        patch: A JSON object.
+        as_json: Print JSON.
+        where: Which node.
+
+    Raises:
+        InvalidStateError: It has ended.
+    """
+    told = as_result(await ask(where or Where(), "runs.signal", run_id=run_id, patch=patch)).unwrap()
+    if as_json:
+        show_json({"run_id": run_id, "status": told.status, "delivered": told.delivered})
+    else:
+        say(f"run {run_id} has the patch" if told.delivered == "live" else f"run {run_id} gets it when it goes on")
 
 
 @runs.command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -10,7 +11,14 @@ from piecework.bus.event import Event
 from piecework.client.node_link import NodeLink
 from piecework.client.within import inbox_row
 from piecework.container.state import in_json
-from piecework.errors import InvalidStateError, NoNodeError, PieceworkError, TimeoutExceededError, ValidationError
+from piecework.errors import (
+    InvalidStateError,
+    NoNodeError,
+    NotFoundError,
+    PieceworkError,
+    TimeoutExceededError,
+    ValidationError,
+)
 from piecework.ids import new_id
 from piecework.run.info import RunInfo, RunProgress, TimelineEntry, WorkflowInfo
 from piecework.run.intake import Receipt
@@ -19,6 +27,7 @@ from piecework.space.service import PieceRecord
 from piecework.store.items import DispatchResult
 from piecework.store.values import encode_mapping
 from piecework.workflow.explain import ClauseAnswer, Explanation
+from piecework.workflow.pipeline_registry import PipelineRegistry
 from piecework.workflow.result import Result, RunMetadata, RunValue
 from piecework.workflow.runtime import told_event
 
@@ -170,8 +179,20 @@ class RemoteRuntime:
         answer = await self._link.ask("workflows.retire", {"workflow_id": workflow_id})
         return int(answer["dropped"])
 
+    def registry(self, workflow_id: str) -> PipelineRegistry | None:
+        """The live and paused runs of a workflow; None where the node had it not when it was found."""
+        return PipelineRegistry(self, workflow_id) if self.has_workflow(workflow_id) else None
+
     async def invoke(
-        self, workflow_id: str, trigger_id: str, event: Event, *, run_id: str | None = None, wait: bool = True
+        self,
+        workflow_id: str,
+        trigger_id: str,
+        event: Event,
+        *,
+        run_id: str | None = None,
+        wait: bool = True,
+        admission: str = "bypass",
+        cancel_on_exit: bool = False,
     ) -> Result:
         """Has the node run a pipeline at once, and waits until it completes, fails or pauses; see `Runtime.invoke`.
 
@@ -183,10 +204,20 @@ class RemoteRuntime:
         try:
             told = told_event(event)
             encode_mapping({"event": told}, what=f"the arguments of {workflow_id}", limit_bytes=self._limit)
-            asked = {"workflow_id": workflow_id, "trigger_id": trigger_id, "run_id": named} | told
-            result = as_result(await self._link.ask("workflows.invoke", asked))
+            if admission not in {"bypass", "enforce"}:
+                raise ValidationError(f"invoke(admission={admission!r}): choose 'bypass' or 'enforce'")
+            asked = {"workflow_id": workflow_id, "trigger_id": trigger_id, "run_id": named, "admission": admission}
+            result = as_result(await self._link.ask("workflows.invoke", asked | told))
             metadata = result.metadata
-            return await self._attend(named, "paused", 0) if wait and result.ok else result
+            if not wait or not result.ok or metadata is None:
+                return result
+            if metadata.run_id != named:  # its mode has signalled the active run, or the event had one already
+                return result
+            return await self._attend(named, "paused", 0)
+        except asyncio.CancelledError:
+            if cancel_on_exit:
+                await self._abort_left(named)
+            raise
         except PieceworkError as error:
             return _failed(error, named, metadata)
 
@@ -211,6 +242,21 @@ class RemoteRuntime:
             return await self._attend(run_id, "paused", told["resumes"]) if wait and result.ok else result
         except PieceworkError as error:
             return _failed(error, run_id, metadata)
+
+    async def _abort_left(self, run_id: str) -> None:
+        """Ends the run of a caller who was cancelled, if there is one."""
+        with suppress(NotFoundError):
+            await self.abort(run_id, "its caller was cancelled")
+
+    async def signal(self, run_id: str, patch: Mapping[str, Any], *, token: str | None = None) -> Result:
+        """Merges a patch into the state of a run that has not ended, without waking it; see `Runtime.signal`."""
+        try:
+            given = dict(patch)
+            encode_mapping(given, what="the patch", limit_bytes=self._limit)
+            named = new_id() if token is None else token
+            return as_result(await self._link.ask("runs.signal", {"run_id": run_id, "patch": given, "token": named}))
+        except PieceworkError as error:
+            return _failed(error, run_id, None)
 
     async def abort(self, run_id: str, reason: str = "aborted by a call", *, token: str | None = None) -> bool:
         """Ends a run; see `Runtime.abort`.
@@ -301,6 +347,23 @@ class RemoteRuntime:
         asked = {"status": status, "workflow": workflow, "space": space, "kind": kind}
         found = await _pages(self._link, "runs.list", asked, limit=limit, cursor=cursor)
         return [_of(RunInfo, told) for told in found]
+
+    async def count_runs(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        space: str | None = None,
+        kind: str | None = None,
+    ) -> int:
+        """How many runs there are; see `Runtime.count_runs`.
+
+        Raises:
+            ValidationError: There is no such status.
+            NoNodeError: There is no node.
+        """
+        asked = {"status": status, "workflow": workflow, "space": space, "kind": kind}
+        return int((await self._link.ask("runs.count", asked))["count"])
 
     async def state(self, run_id: str) -> dict[str, Any]:
         """A run's data as of its last commit; empty before the first.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
+from piecework.container.state import merge
 from piecework.errors import InvalidStateError, NotFoundError
 from piecework.run import admission
 from piecework.run.folds_events import send_signal
@@ -190,6 +191,17 @@ def _without_signals(draft: Draft, run: Run, upto: int) -> Run:
         else:
             left += 1
     return replace(run, signals=left)
+
+
+def _with_signals(draft: Draft, run: Run, state: bytes, upto: int) -> bytes:
+    """The last state of a run, with what was sent to it since its last router was asked: nothing is lost."""
+    missed = [patch for number, patch in _signals(draft, run) if number > upto]
+    if not missed:
+        return state
+    merged = msgspec.json.decode(state)
+    for patch in missed:
+        merged = merge(merged, msgspec.json.decode(patch))
+    return encode(merged)
 
 
 def _signals(draft: Draft, run: Run) -> tuple[tuple[int, bytes], ...]:
@@ -419,7 +431,8 @@ def decide_settle(draft: Draft, item: Settle, now: int) -> str:
         )
     )
     if item.state is not None:
-        draft.append(RunValue(run.run_id, "state", item.state))
+        state = _with_signals(draft, run, item.state, item.signalled)
+        draft.append(RunValue(run.run_id, "state", state))
     if item.result is not None:
         draft.append(RunValue(run.run_id, "result", item.result))
     if run.slot_key is not None and not item.telling:

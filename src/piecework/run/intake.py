@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from piecework.bus.event import Event, hops_of_event, hops_of_run
-from piecework.errors import StoreFullError, StoreUnavailableError, ValidationError
+from piecework.errors import (
+    ConflictError,
+    PieceworkError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    ValidationError,
+    describe,
+)
 from piecework.ids import new_id
 from piecework.run.folds import decide_enqueue
 from piecework.run.folds_events import decide_accept
@@ -23,7 +31,7 @@ from piecework.store.verbs.runs import enqueue
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from piecework.bus.subscriptions import EventBus
     from piecework.clock import Clock
@@ -67,6 +75,7 @@ class Intake:
     Attributes:
         on_left: Called when something of an event was left for later.
         on_decided: Called with what became of an event, once that is durable.
+        commands: What an event of a type does before it is accepted; a repeat of it has to do nothing more.
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class Intake:
         self._deciding = tuple(kinds.values()) if deciding else ()
         self.on_left: Callable[[], None] = _nothing
         self.on_decided: Callable[[Sequence[DispatchResult], str | None], None] = _nobody
+        self.commands: Mapping[str, Callable[[Event], Awaitable[None]]] = {}
         self._node = node
         self._bus = bus
         self._clock = clock
@@ -110,6 +120,7 @@ class Intake:
             known=self._known(),
             inbox_seq=row.inbox_seq,
         )
+        await self._command(event)
         told = partial(self._accepted, event, item)
         await self._store.run(accept, item, self._decide_accept, self._clock.now(), told)
 
@@ -131,6 +142,7 @@ class Intake:
         """
         item = self._accept_item(event)
         told = partial(self._accepted, event, item)
+        await self._command(replace(event, id=item.event.event_id))
         try:
             outcome: Accepted = await self._store.run(accept, item, self._decide_accept, self._clock.now(), told)
         except (StoreFullError, StoreUnavailableError):
@@ -196,6 +208,46 @@ class Intake:
         outcome: Enqueued = await self._store.run(enqueue, item, decide_enqueue, self._clock.now(), self._wake)
         return outcome
 
+    async def enforce(self, event: Event, route: Route) -> DispatchResult:
+        """Offers an event to one trigger alone, by the rules of its mode: no wait, and no other trigger, sees it.
+
+        Raises:
+            ValidationError: As of `publish`.
+            StoreError: It could not be written; nothing was stored.
+        """
+        event_id, payload = check_event(event, limit_bytes=self._limit)
+        row = EventRow(None, event_id, event.type, event.space, payload, self._clock.now())
+        item = Accept(event=row, payload=event.payload, routes=(route,), alone=True)
+        outcome: Accepted = await self._store.run(
+            accept,
+            item,
+            self._decide_accept,
+            self._clock.now(),
+            lambda told: None if told.duplicate else self._follow(told.dispatched, told.aborting, event_id),
+        )
+        mine = [result for result in outcome.dispatched if result.trigger_id == route.trigger_id]
+        if not mine:  # the id of an event that was published before and found other triggers
+            raise ConflictError(f"there is an event {event_id!r} already, of other triggers", id=event_id)
+        return mine[-1]
+
+    async def _command(self, event: Event) -> None:
+        """Does what an event of this type asks for; what is wrong with it is shown and holds nothing up."""
+        if event.type not in self.commands:
+            return
+        try:
+            await self.commands[event.type](event)
+        except StoreError:
+            raise
+        except PieceworkError as error:
+            signals.emit(
+                signals.OBSERVER_FAILED,
+                level="error",
+                pattern=event.type,
+                event_id=event.id,
+                type=event.type,
+                error=describe(error),
+            )
+
     def _wake(self, _outcome: Any) -> None:
         self._node.wake()
 
@@ -219,6 +271,8 @@ class Intake:
                 self.on_decided((told.displaced,), None)
         self.on_decided(results, event_id)
         for result in results:
+            if result.outcome == "signalled" and result.run_id is not None:
+                self._node.on_signal(result.run_id)
             if result.outcome in _LOST:
                 self._count_lost(result)
 

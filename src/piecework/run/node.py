@@ -32,7 +32,7 @@ from piecework.run.lifecycle import Status
 from piecework.run.logger import Timelines
 from piecework.run.parts import encode
 from piecework.store.items import Claim, Claimed, Leave, LeftAlone, Release, Renew, TakeOver
-from piecework.store.records import NodeRow, Run
+from piecework.store.records import NodeRow, Run, Signal
 from piecework.store.verbs.claim import claim, take_over
 from piecework.store.verbs.nodes import leave, renew
 from piecework.store.verbs.runs import due, release
@@ -40,7 +40,7 @@ from piecework.telemetry import logs, signals
 from piecework.telemetry.redaction import PLAIN, Redaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from piecework.clock import Clock
     from piecework.run.kind import Kind
@@ -79,6 +79,7 @@ class Node:
         strict_timeline: Whether a run fails when its log lines cannot be written.
 
     Attributes:
+        on_signal: Called with the id of a run that executes here and was sent a signal.
         timelines: What is written to its runs' timelines beside their decisions.
         ready: False while the store is full or away: what runs waits, nothing new is taken.
     """
@@ -100,6 +101,7 @@ class Node:
         self.timelines = Timelines(self.commit, redaction=redaction, strict=strict_timeline)
         self.node_id = node_id
         self.ready = True
+        self.on_signal: Callable[[str], None] = _nobody
         self._lease_seconds = lease_seconds
         self._version = version
         self._started_at = 0
@@ -216,6 +218,9 @@ class Node:
             self.wake()
         if everything or runs:
             self.news.look(None if everything or "*" in runs else runs)
+        mine = f"signal:{self.node_id}:"
+        for run_id in self._flying if everything else [t[len(mine) :] for t in topics if t.startswith(mine)]:
+            self.on_signal(run_id)
         if everything or any(topic.startswith(f"abort:{self.node_id}:") for topic in topics):
             self._ask_for_aborts = True
             self.wake()
@@ -232,6 +237,11 @@ class Node:
         self._aborting[run_id] = reason
         for kind in self._kinds.values():
             kind.abort(run_id, reason)
+
+    async def signals_of(self, run_id: str) -> tuple[tuple[int, bytes], ...]:
+        """The signals of a run that its state does not hold yet, each with its number, in their order."""
+        rows: list[Signal] = await self._store.read("signals_of_runs", {"run_ids": [run_id]}, Signal)
+        return tuple((row.number, row.patch) for row in rows)
 
     def abort_reason(self, run: Run) -> str | None:
         """Why a run has been told to end, if it has: before its claim, or between the claim and now."""
@@ -533,3 +543,7 @@ class Node:
             for task in (wanted, asleep):
                 task.cancel()
             await asyncio.gather(wanted, asleep, return_exceptions=True)
+
+
+def _nobody(_run_id: str) -> None:
+    """No kind of work here takes signals."""

@@ -95,7 +95,8 @@ class Tell:
     """Tells the other processes of this store, after the commit, what they may want to look at.
 
     Nothing depends on its arrival: who waits looks by itself now and then. Topics: `due` (there is work to claim),
-    `inbox`, `pending` (events wait for their workflows), `run:ID` (a run paused or ended), `abort:OWNER:ID`.
+    `inbox`, `pending` (events wait for their workflows), `run:ID` (a run paused or ended), `abort:OWNER:ID`,
+    `signal:OWNER:ID`.
     """
 
     topics: Sequence[str]

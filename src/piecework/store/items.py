@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from piecework.store.records import Digest, EventRow, Fanout, NodeRow, Notification, Piece, Run, Slot, Wait
+    from piecework.store.records import Digest, Entry, EventRow, Fanout, NodeRow, Notification, Piece, Run, Slot, Wait
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +52,7 @@ class Accept(Item, frozen=True, kw_only=True):
 
     `known` names the workflows, with their versions, that whoever accepts it has evaluated: for every other one that
     was registered for the event's type, and for newer versions of these, it stays pending. `inbox_seq` is its row in
-    the inbox, when it came from there.
+    the inbox, when it came from there. `alone`: these triggers only, no wait and nobody else's workflow sees it.
     """
 
     event: EventRow
@@ -60,6 +60,7 @@ class Accept(Item, frozen=True, kw_only=True):
     routes: tuple[Route, ...]
     known: dict[str, str | None] = {}
     inbox_seq: int | None = None
+    alone: bool = False
 
 
 class Accepting(Item, frozen=True, kw_only=True):
@@ -356,13 +357,17 @@ class Progress(Item, frozen=True, kw_only=True):
 
 
 class Settle(Item, frozen=True, kw_only=True):
-    """The end of a run. With `telling` it keeps its place until whoever wants to hear of it has."""
+    """The end of a run. With `telling` it keeps its place until whoever wants to hear of it has.
+
+    `signalled` is the number of the last signal that the state holds: later ones are merged into it.
+    """
 
     run_id: str
     epoch: int
     status: str
     telling: bool = False
     state: bytes | None = None
+    signalled: int = 0
     result: bytes | None = None
     error: str | None = None
     outcome: str | None = None
@@ -438,6 +443,12 @@ class Abort(Item, frozen=True, kw_only=True):
     reason: str
     token: str | None = None
     dropping: bool = False
+
+
+class KeepEntries(Item, frozen=True, kw_only=True):
+    """Entries of another store's timelines, to be kept as they are."""
+
+    rows: tuple[Entry, ...]
 
 
 class Aborted(Item, frozen=True, kw_only=True):

@@ -244,6 +244,7 @@ class Beside(RuleBasedStateMachine):
                     epoch=epoch,
                     status="completed" if drawn.timeout else "failed",
                     telling=drawn.signals,
+                    state=data({"settled": 1}) if drawn.timeout else None,
                     result=b"1",
                 )
                 return runs.settle, item, folds.decide_settle, self.model.settle

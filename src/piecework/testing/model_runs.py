@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
+from piecework.container.state import merge
 from piecework.errors import InvalidStateError, NotFoundError, StaleEpochError
 from piecework.store import items
 from piecework.testing.model_events import Events, rank
@@ -169,10 +171,12 @@ class Model(Events):
         run.ended = now
         run.lines += [entry.type for entry in item.entries]
         run.lines.append(f"run:{run.status}")
+        missed = [patch for number, patch in sorted(run.signals.items()) if number > item.signalled]
         run.forget_all()
-        for name in ("state", "result"):
-            if getattr(item, name) is not None:
-                run.values[name] = getattr(item, name)
+        if item.result is not None:
+            run.values["result"] = item.result
+        if item.state is not None:
+            run.values["state"] = data(reduce(merge, missed, msgspec.json.decode(item.state)))
         run.telling = int(item.telling)
         if run.room is not None and not item.telling:
             self.rooms[run.room].end(run.run_id)

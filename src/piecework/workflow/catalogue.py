@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from piecework.container.state import in_json
 from piecework.errors import ConflictError, NotFoundError, clean_text, describe
@@ -144,6 +145,15 @@ class Catalogue:
             for registered, trigger in self._by_event.get(event.type, ())
             if _matches(registered, trigger, event)
         ]
+
+    def route(self, workflow_id: str, trigger_id: str, event: Event, run_id: str) -> Route:
+        """One trigger with its slot, whatever its predicate says; the key function of the user runs here.
+
+        Raises:
+            NotFoundError: It is not registered here.
+        """
+        registered = self.get(workflow_id)
+        return replace(_route(registered, registered.workflow.triggers[trigger_id], event), run_id=run_id)
 
 
 def definition_of(workflow: Workflow) -> Definition:

@@ -106,10 +106,12 @@ class Executor:
         self._node: Node | None = None
         self._left: set[asyncio.Task[None]] = set()
         self.flights: dict[str, Flight] = {}
+        self.on_boarded: Callable[[Flight], None] = _nobody
 
     def attach(self, node: Node) -> None:
         """Says which node commits for this executor."""
         self._node = node
+        node.on_signal = self.signalled
 
     @property
     def node(self) -> Node:
@@ -150,6 +152,12 @@ class Executor:
                 flight.body.cancel()
                 asyncio.get_running_loop().call_later(self._abort_grace_seconds, flight.abandon)
 
+    def signalled(self, run_id: str) -> None:
+        """Tells a run that executes here that signals wait for it: it looks at them when its steps are over."""
+        flight = self.flights.get(run_id)
+        if flight is not None:
+            flight.signals_wait = True
+
     def carries_caller(self, workflow_id: str) -> bool:
         """Whether the calling code is part of a run of this workflow, or of one of its hooks."""
         if calling_workflow() == workflow_id:
@@ -179,6 +187,7 @@ class Executor:
             return
         flight = self._board(claimed)
         self.flights[flight.run.run_id] = flight
+        self.on_boarded(flight)
         try:
             await self._fly(flight)
             await flight.book.flush()  # what was logged while its services were closed
@@ -233,6 +242,9 @@ class Executor:
             if flight.resumed:
                 await self._resume(flight, ws)
             patches = await self._stages.run_steps(flight, ws, stage)
+            if flight.signals_wait:  # its router sees them, and what its steps returned wins over them
+                flight.signals_wait = False
+                flight.take_signals(await self.node.signals_of(flight.run.run_id))
             state = merge_all(flight.state, patches, last_wins=stage.merge == "last")
             instruction, wait_for = self._stages.route(flight, stage, state)
             await flight.book.flush()
@@ -505,6 +517,7 @@ class Executor:
             status=_status_of(error),
             telling=flight.registered.hooks.on_complete is not None,
             state=encode(flight.state) if error is None else None,
+            signalled=flight.signalled,
             error=None if error is None else encode(flight.shown_error(error)).decode(),
             entries=flight.take_entries(),
         )
@@ -582,3 +595,7 @@ def _status_of(error: BaseException | None) -> Status:
     if error is None:
         return Status.COMPLETED
     return Status.ABORTED if isinstance(error, AbortedError) else Status.FAILED
+
+
+def _nobody(_flight: Flight) -> None:
+    """Nobody follows the states of runs."""

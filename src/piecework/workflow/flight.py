@@ -67,6 +67,7 @@ class Flight:
     seen: tuple[str | None, dict[str, Any]] | None = None
     told: dict[str, Any] | None = None
     stages_in_a_row: int = 0
+    signals_wait: bool = False
     shown: State = field(default_factory=State)
 
     def enter(self, stage: Stage) -> None:
@@ -98,6 +99,8 @@ class Flight:
     def take_signals(self, signals: tuple[tuple[int, bytes], ...]) -> None:
         """Merges what was sent to the run; the next commit says so, and then the store forgets it."""
         for number, patch in signals:
+            if number <= self.signalled:
+                continue
             self.state = merge(self.state, msgspec.json.decode(patch))
             self.signalled = number
             self.note_change("state:signalled", source="store", signal=number)

@@ -23,11 +23,13 @@ class RunValue:
         status: completed or paused.
         state: The run's data.
         waiting_for: The event types that a paused run waits for.
+        delivered: What became of a signal: "live", or "stored" until the run goes on; None for everything else.
     """
 
     status: str
     state: dict[str, Any]
     waiting_for: list[str] | None = None
+    delivered: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from piecework.bus.event import Event
 from piecework.container.state import in_json
 from piecework.errors import (
+    BusyError,
     ExpiredDefinitionError,
     InvalidStateError,
     NotFoundError,
@@ -21,25 +22,28 @@ from piecework.errors import (
 )
 from piecework.ids import new_id
 from piecework.run.barred import expired
-from piecework.run.folds import decide_abort, decide_resume
+from piecework.run.folds import decide_abort, decide_resume, decide_signal
 from piecework.run.folds_nodes import carries, definition_at, no_decision
 from piecework.run.info import RunInfo, TimelineEntry, WorkflowInfo, run_info, timeline_entry
 from piecework.run.intake import check_payload
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.parts import HELD, encode
-from piecework.store.items import Abort, Aborted, Definition, Resume, Retired, RetireWorkflow
+from piecework.store.items import Abort, Aborted, Definition, Resume, Retired, RetireWorkflow, SendSignal, Signalled
 from piecework.store.records import Buffered, Delivery, Entry, EventRow, NodeRow, RouteRow, Run, Wait, WorkflowRow
 from piecework.store.records import RunValue as StoredValue
 from piecework.store.values import check_identifier, decode, encode_mapping
 from piecework.store.verbs.nodes import retire_workflow
-from piecework.store.verbs.runs import abort, resume
+from piecework.store.verbs.runs import abort, resume, signal
 from piecework.workflow.catalogue import KIND, Catalogue
+from piecework.workflow.commands import commands_of
 from piecework.workflow.deltas import changed_places, state_after
 from piecework.workflow.explain import Explanation, explain
 from piecework.workflow.hooks import Hooks
 from piecework.workflow.leaving import Leaving
+from piecework.workflow.pipeline_registry import PipelineRegistry
 from piecework.workflow.registrar import Registrar
 from piecework.workflow.result import Result, RunMetadata, error_from, result_of
+from piecework.workflow.standing import standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -96,6 +100,7 @@ class Runtime:
         self._clock = clock
         self._serving = serving
         self.before_wait: Callable[[str], None] | None = None
+        intake.commands = commands_of(self)
         self._registrar = Registrar(host, store, node, intake, executor, catalogue, clock, env, serving=serving)
         self._leaving = Leaving(host, store, node, executor, catalogue, self._registrar.turn, serving=serving)
 
@@ -149,6 +154,7 @@ class Runtime:
         if replace:
             self._registrar.check_open()
             await self._leaving.give_way(workflow.id)
+        await self._ready()
         await self._registrar.register(workflow, mode, hooks)
 
     async def deregister(
@@ -194,6 +200,10 @@ class Runtime:
     def list_workflows(self) -> list[str]:
         """The ids of the registered workflows."""
         return self._catalogue.ids()
+
+    def registry(self, workflow_id: str) -> PipelineRegistry | None:
+        """The live and paused runs of a workflow; None where it is not registered."""
+        return PipelineRegistry(self, workflow_id) if self.has_workflow(workflow_id) else None
 
     async def registered(self) -> list[WorkflowInfo]:
         """The workflows that events find, on whatever node they are registered."""
@@ -255,13 +265,22 @@ class Runtime:
         Raises:
             ExceptionGroup: Services of some workflows failed to close; all were closed.
         """
+        self._intake.commands = {}
         await self._registrar.stop()
         await self._leaving.stop(grace_seconds)
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
     async def invoke(
-        self, workflow_id: str, trigger_id: str, event: Event, *, run_id: str | None = None, wait: bool = True
+        self,
+        workflow_id: str,
+        trigger_id: str,
+        event: Event,
+        *,
+        run_id: str | None = None,
+        wait: bool = True,
+        admission: str = "bypass",
+        cancel_on_exit: bool = False,
     ) -> Result:
         """Runs a pipeline at once, past predicates and mode, and waits until it completes, fails or pauses.
 
@@ -271,12 +290,17 @@ class Runtime:
             event: What the run is given.
             run_id: Names the run, so that a repeat of the call is the same run; made when not given.
             wait: False returns as soon as the run is durable.
+            admission: "bypass", or "enforce": by the rules of the workflow's mode, as if it were an event that only
+                this trigger sees. The event's id then names the call.
+            cancel_on_exit: Whether the run is aborted when its caller is cancelled; else it is left to itself.
 
         Returns:
-            NOT_FOUND without metadata when there is no such workflow or trigger; else what the run came to. A caller
-            that is cancelled leaves the run to itself.
+            NOT_FOUND without metadata when there is no such workflow or trigger; else what the run came to. With
+            admission="enforce" BUSY where the mode takes no run, with the outcome (dropped, rejected) and the active
+            run's id in the error's data; and where it signals, how the active run stands.
         """
         try:
+            await self._ready()
             self._registrar.check_open()
             registered = self._catalogue.get(workflow_id)
             workflow = registered.workflow
@@ -284,8 +308,13 @@ class Runtime:
                 raise NotFoundError.among("trigger", trigger_id, workflow.triggers)
             told = told_event(event)
             run_id = new_id() if run_id is None else check_identifier(run_id, "run_id")
+            if admission not in {"bypass", "enforce"}:
+                raise ValidationError(f"invoke(admission={admission!r}): choose 'bypass' or 'enforce'")
         except PieceworkError as error:
             return Result(error=error)
+        if admission == "enforce":
+            told_as = Event(event.type, event.payload, id=told["id"], space=event.space)
+            return await self._invoke_in_mode(workflow_id, trigger_id, told_as, run_id, wait, cancel_on_exit)
         try:
             await self._intake.enqueue(
                 KIND,
@@ -301,8 +330,78 @@ class Runtime:
             if not wait:
                 return result_of(run_info(await self._run(run_id)), {})
             return await self._result(await self._reached(run_id, "paused", 0))
+        except asyncio.CancelledError:
+            if cancel_on_exit:
+                await self._abort_left(run_id)
+            raise
         except PieceworkError as error:
             return Result(error=error, metadata=await self._metadata(run_id))
+
+    async def _invoke_in_mode(
+        self, workflow_id: str, trigger_id: str, event: Event, run_id: str, wait: bool, cancel_on_exit: bool
+    ) -> Result:
+        """Carries out `invoke(admission="enforce")`."""
+        try:
+            came = await self._intake.enforce(event, self._catalogue.route(workflow_id, trigger_id, event, run_id))
+            if came.run_id is None:
+                beside = "" if came.active_run_id is None else f" beside run {came.active_run_id}"
+                raise BusyError(
+                    f"workflow {workflow_id!r} takes no run now: {came.outcome} ({came.reason or 'busy'}){beside}; try "
+                    "again later, or invoke it with admission='bypass'",
+                    workflow_id=workflow_id,
+                    outcome=came.outcome,
+                    active_run_id=came.active_run_id,
+                )
+            run_id = came.run_id
+            if not wait or came.outcome == "signalled" or came.reason == "signalled":
+                return standing(run_info(await self._run(run_id)))
+            return await self._result(await self._reached(run_id, "paused", 0))
+        except asyncio.CancelledError:
+            if cancel_on_exit:
+                await self._abort_left(run_id)
+            raise
+        except PieceworkError as error:
+            return Result(error=error, metadata=await self._metadata(run_id))
+
+    async def _abort_left(self, run_id: str) -> None:
+        """Ends the run of a caller who was cancelled, if there is one."""
+        if await self._rows(run_id):
+            await self.abort(run_id, "its caller was cancelled")
+
+    async def signal(self, run_id: str, patch: Mapping[str, Any], *, token: str | None = None) -> Result:
+        """Merges a patch into the state of a run that has not ended, without waking it.
+
+        A router that is asked from now on sees it, and every later stage; steps that are running keep what they have,
+        and what they return wins over it. A paused or queued run has it when it goes on. What comes when the last
+        router has been asked is in the state that the run ends with.
+
+        Args:
+            run_id: The run.
+            patch: Merged into its state, deeply.
+            token: Names this very call: its repeat under the same token, as the run's last, does nothing more.
+
+        Returns:
+            `value.delivered` is "live" for a running run, "stored" for one that goes on later. NOT_FOUND for an unknown
+            run; INVALID_STATE, with nothing changed, for one that has ended or is no workflow's.
+        """
+        try:
+            encoded = encode_mapping(dict(patch), what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
+            check_payload(decode(encoded))
+            run = await self._run(run_id)
+            if run.kind != KIND:
+                raise InvalidStateError(
+                    f"run {run_id} is one of a {run.kind}: only runs of workflows take signals", run_id=run_id
+                )
+            item = SendSignal(run_id=run_id, patch=encoded, token=_token(token))
+            told = partial(self._signalled, run_id)
+            outcome: Signalled = await self._store.run(signal, item, decide_signal, self._clock.now(), told)
+            return standing(run_info(await self._run(run_id)), delivered=outcome.delivered)
+        except PieceworkError as error:
+            return Result(error=error, metadata=await self._metadata(run_id))
+
+    def _signalled(self, run_id: str, outcome: Signalled) -> None:
+        if outcome.owner == self._node.node_id:
+            self._node.on_signal(run_id)
 
     async def resume(
         self,
@@ -468,6 +567,26 @@ class Runtime:
             last = rows[-1]
         return found
 
+    async def count_runs(
+        self,
+        *,
+        status: str | None = None,
+        workflow: str | None = None,
+        space: str | None = None,
+        kind: str | None = None,
+    ) -> int:
+        """How many runs there are; see `list_all_runs` for what is counted.
+
+        Raises:
+            ValidationError: There is no such status.
+        """
+        if status is not None and status not in set(Status):
+            raise ValidationError(f"there is no status {status!r}; there are {', '.join(Status)}")
+        live = status is not None and Status(status) not in ENDED
+        params = {"status": status, "workflow": workflow, "space": space, "kind": kind}
+        rows = await self._store.read("count_live_runs" if live else "count_runs", params)
+        return int(rows[0][0])
+
     async def state(self, run_id: str) -> dict[str, Any]:
         """A run's data as of its last commit; empty before the first.
 
@@ -542,6 +661,9 @@ class Runtime:
         return explain(run, waits, kept, row, decode(row.payload), mine)
 
     # -- parts ---------------------------------------------------------------------------------------------------
+
+    async def _ready(self) -> None:
+        """Opens what is to be open; the runtime of an app is."""
 
     async def _check_goes_on(self, run: Run, at: str | None) -> None:
         """Refuses to wake a run that no living node has the workflow for, or a definition that can carry it."""
@@ -655,6 +777,19 @@ class Runtime:
 
     async def _result(self, run: Run) -> Result:
         return result_of(run_info(run), decode((await self._values(run.run_id)).get("state")) or {})
+
+
+def wired(door: Runtime | None, *parts: Any, serving: bool) -> Runtime:
+    """A runtime over the parts of an open app: the one that was made before them, or a new one.
+
+    Args:
+        door: That has no parts yet; None has one made.
+        parts: What `Runtime` takes, in its order.
+        serving: As of `Runtime`.
+    """
+    made = Runtime.__new__(Runtime) if door is None else door
+    Runtime.__init__(made, *parts, serving=serving)
+    return made
 
 
 def told_event(event: Event) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def _gather(
         return []
     pending = yield from _pending(new)
     items = [replace(item, routes=_mine(item, pending[_id(item)])) for item in new]
-    found = yield from first_waits([(stored[_id(item)], item.payload) for item in items])
+    found = yield from first_waits([(stored[_id(item)], item.payload) for item in items if not item.alone])
     run_ids = {wait.run_id for candidates in found.values() for wait in candidates.waits}
     slots = [route.slot for item in items for route in item.routes if route.refused is None]
     yield from lock_slots(draft, slots, run_ids)
@@ -91,7 +91,7 @@ def _pending(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, tuple
     pending = {
         _id(item): tuple(
             row.workflow_id
-            for row in by_type.get(item.event.type, ())
+            for row in (() if item.alone else by_type.get(item.event.type, ()))
             if row.workflow_id not in item.known or item.known[row.workflow_id] != row.version
         )
         for item in items

@@ -155,6 +155,8 @@ def conclude(draft: Draft) -> Generator[Request, Any, None]:
     due: dict[str, int] = {}
     topics: list[str] = []
     for before, run in draft.changed(Run):
+        if run is not None and before is not None and run.signals > before.signals and run.owner is not None:
+            topics.append(f"signal:{run.owner}:{run.run_id}")
         if run is None or (before is not None and _stays(before, run)):
             continue
         was = before or run

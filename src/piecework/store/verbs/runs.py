@@ -169,6 +169,7 @@ def settle(items: Sequence[Settle], decide: Decide, now: int) -> Script:
     run_ids = [item.run_id for item in items]
     yield from lock_slots(draft, (), run_ids)
     yield from load_runs(draft, run_ids)
+    yield from load_signals(draft, run_ids)
     return (yield from decided(draft, items, decide, now))
 
 
