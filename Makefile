@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS ?= durable_runs store_commit_stage store_event_waits store_claim store_busy_thread container_scopes workspace_database workspaces
+PEERS := benchmarks/.work/peers
+BENCHMARKS ?= durable_runs run_latency run_events run_parked run_growth store_commit_stage store_event_waits store_claim store_busy_thread container_scopes workspace_database workspaces
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz proofs watch check format bench docs lock clean
+.PHONY: help demo test fuzz proofs watch check format bench bench-peers docs lock clean
 
 help:  ## tell what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -50,6 +51,14 @@ format: $(STAMP)  ## let ruff write the layout
 
 bench: $(STAMP)  ## measure: ratios against a floor, in one run (BENCHMARKS=store_claim for one)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
+
+bench-peers: $(STAMP) $(PEERS)/.installed  ## measure against DBOS, in an environment of its own (ARGS=--quick)
+	PIECEWORK_PEERS=$(PEERS)/bin/python $(BIN)/python benchmarks/peers.py $(ARGS)
+
+$(PEERS)/.installed: requirements/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --require-hashes -r requirements/peers.txt
+	@touch $@
 
 docs: $(STAMP)  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet

@@ -1,135 +1,64 @@
-"""Durable three-step runs with 50 at a time, against a raw sqlite3 loop that writes the same rows in as many commits.
+"""Durable three-step runs, fifty at a time, by a raw loop that group-commits the same rows.
 
-Both contenders take turns in one process tree (A B A B …); what counts is the ratio of their medians.
-`python benchmarks/durable_runs.py [--runs 500] [--pairs 5] [--json FILE]`
+The contenders take turns in one process tree. On SQLite a bare asyncio loop whose commits one thread writes stands
+beside them as a second floor, and what each computed (all threads) is compared too: on a busy machine that says more.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import platform
-import sqlite3
 import statistics
-import sys
-import tempfile
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from piecework import App, Settings, Stage, Transient, Workflow
+from runs_common import Raw, database, opened, parts_of, rows_of, run_all
+from store_common import Bench
 
-CONCURRENT = 50
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
 
-
-async def one(_ctx: Any) -> dict[str, Any]:
-    return {"one": 1}
-
-
-async def two(_ctx: Any) -> dict[str, Any]:
-    return {"two": 2}
+BAR = 0.25
 
 
-async def three(_ctx: Any) -> dict[str, Any]:
-    return {"three": 3}
+async def timed(work: Awaitable[float]) -> tuple[float, float]:
+    """The seconds that passed, as told, and those that were computed."""
+    begun = time.process_time()
+    passed = await work
+    return passed, time.process_time() - begun
 
 
-async def ours(runs: int, folder: Path) -> float:
-    """Runs per second, from the first publish to the end of the last run."""
-    app = App("bench", store=f"sqlite:///{folder}/ours.db", settings=Settings())
-    stages = [Stage("one", steps=[one]), Stage("two", steps=[two]), Stage("three", steps=[three])]
-    app.workflow(Workflow("bench", on="go", stages=stages), mode=Transient(concurrency=runs))
-    async with app:
-        room = asyncio.Semaphore(CONCURRENT)
-
-        async def one_run(number: int) -> None:
-            async with room:
-                receipt = await app.publish("go", {"number": number})
-                dispatched = receipt.dispatched or []
-                result = await app.runtime.wait(str(dispatched[0].run_id))
-                assert result.unwrap().state["three"] == 3
-
-        begun = time.perf_counter()
-        await asyncio.gather(*(one_run(number) for number in range(runs)))
-        return runs / (time.perf_counter() - begun)
-
-
-def counted(path: Path) -> tuple[dict[str, list[tuple[Any, ...]]], dict[str, str]]:
-    """The rows that our run left, by table, and how each table is made."""
-    connection = sqlite3.connect(path)
-    tables = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table' AND sql IS NOT NULL"))
-    tables.pop("sqlite_sequence", None)
-    rows = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
-    indexes = [row[0] for row in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'index'") if row[0]]
-    connection.close()
-    return rows, tables | {f"index {i}": sql for i, sql in enumerate(indexes)}
-
-
-def floor(runs: int, source: Path, folder: Path) -> float:
-    """The same final rows written by hand: a group of 50 runs a commit, six commits a group, one thread."""
-    rows, schema = counted(source)
-    connection = sqlite3.connect(folder / "floor.db", isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    for statement in schema.values():
-        connection.execute(statement)
-    groups = max(1, runs // CONCURRENT)
-    begun = time.perf_counter()
-    for group in range(groups):
-        parts = {name: some[group::groups] for name, some in rows.items()}
-        run_ids = [(row[0],) for row in parts["runs"]]
-        for commit in range(6):
-            connection.execute("BEGIN IMMEDIATE")
-            for name, some in parts.items():
-                if name == "runs":
-                    if commit == 0:
-                        marks = ",".join("?" * len(some[0]))
-                        connection.executemany(f"INSERT INTO runs VALUES ({marks})", some)
-                    else:  # a decision rewrites the run's row
-                        connection.executemany(
-                            "UPDATE runs SET decision = decision + 1, visit = visit + 1 WHERE run_id = ?", run_ids
-                        )
-                elif share := some[commit::6]:
-                    marks = ",".join("?" * len(share[0]))
-                    connection.executemany(f"INSERT INTO {name} VALUES ({marks})", share)
-            connection.execute("COMMIT")
-    rate = runs / (time.perf_counter() - begun)
-    connection.close()
-    return rate
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=500)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    pairs: list[tuple[float, float]] = []
-    for _ in range(options.pairs):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            mine = asyncio.run(ours(options.runs, folder))
-            pairs.append((mine, floor(options.runs, folder / "ours.db", folder)))
-    ratios = sorted(mine / raw for mine, raw in pairs)
-    report = {
-        "workload": f"{options.runs} durable three-step runs, {CONCURRENT} at a time",
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "machine": f"{platform.machine()} {platform.system()}",
-        "runs_per_second": round(statistics.median(mine for mine, _ in pairs), 1),
-        "floor_runs_per_second": round(statistics.median(raw for _, raw in pairs), 1),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_lowest": round(ratios[0], 3),
-        "ratio_highest": round(ratios[-1], 3),
-        "pairs": options.pairs,
+async def measure(bench: Bench, engine: str) -> None:
+    """Takes the pairs of one engine."""
+    runs = bench.options.runs
+    ours, raw, threaded = [], [], []
+    for _ in range(bench.options.pairs):
+        async with database(bench, engine) as url:
+            async with opened(url) as app:
+                await run_all(app, range(50))
+                ours.append(await timed(run_all(app, range(50, 50 + runs))))
+            parts = parts_of(await rows_of(url), runs + 50)[:runs]
+        async with Raw.on(bench, engine) as floor:
+            raw.append(await timed(floor.group_commit(parts)))
+        if engine == "sqlite":
+            async with Raw.on(bench, engine) as floor:
+                threaded.append(await timed(floor.with_a_thread(parts)))
+    figures = {
+        "runs_per_second": round(runs / statistics.median(passed for passed, _ in ours)),
+        "raw_runs_per_second": round(runs / statistics.median(passed for passed, _ in raw)),
     }
-    for name, value in report.items():
-        print(f"{name:24} {value}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    sys.exit(0)
+    if threaded:
+        figures["threaded_by_raw"] = _median(raw, threaded, 0)
+        figures["ours_by_threaded"] = _median(threaded, ours, 0)
+        figures["ours_by_raw_computed"] = _median(raw, ours, 1)
+        figures["computed_us_a_run"] = round(statistics.median(computed for _, computed in ours) / runs * 1e6)
+    ratios = [floor[0] / mine[0] for floor, mine in zip(raw, ours, strict=True)]
+    bench.report(
+        f"{engine}: {runs} three-step runs, ours by raw", ratios, bar=BAR if engine == "sqlite" else None, **figures
+    )
+
+
+def _median(ones: list[tuple[float, float]], others: list[tuple[float, float]], which: int) -> float:
+    return round(statistics.median(a[which] / b[which] for a, b in zip(ones, others, strict=True)), 3)
 
 
 if __name__ == "__main__":
-    main()
+    Bench(__doc__ or "", durable=True, options={"--runs": 1000}, quick={"--runs": 300, "--pairs": 3}).run(measure)

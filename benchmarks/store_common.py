@@ -43,6 +43,11 @@ class Bench:
         pairs: How many pairs it takes where nothing else is said.
         engines: On which engines where nothing else is said, with commas.
         options: More options, by flag, each with its default.
+        quick: What `--quick` takes instead, by flag: a look while developing, too small to judge by.
+        durable: Whether the PostgreSQL server waits for the disk.
+
+    Attributes:
+        databases: Fresh PostgreSQL databases by `fresh()`, once there is a server.
     """
 
     def __init__(
@@ -52,17 +57,28 @@ class Bench:
         pairs: int = 11,
         engines: str = "sqlite,postgres",
         options: dict[str, int] | None = None,
+        quick: dict[str, int] | None = None,
+        durable: bool = False,
     ) -> None:
+        self._durable = durable
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--pairs", type=int, default=pairs, help="alternated pairs")
         parser.add_argument("--engines", default=engines, help="which engines, with commas")
         parser.add_argument("--json", type=Path, help="a file for the report")
         for flag, default in (options or {}).items():
             parser.add_argument(flag, type=int, default=default)
+        parser.add_argument("--quick", action="store_true", help="a look while developing, too small to judge by")
+        if parser.parse_known_args()[0].quick:
+            parser.set_defaults(
+                **{
+                    flag.removeprefix("--").replace("-", "_"): value
+                    for flag, value in (quick or {"--pairs": 3}).items()
+                }
+            )
         self.options = parser.parse_args()
         self.title = description.splitlines()[0]
         self._stack = contextlib.ExitStack()
-        self._databases: Any = None
+        self.databases: Any = None
         self._results: list[dict[str, Any]] = []
 
     def run(self, measure: Callable[[Bench, str], Any]) -> None:
@@ -82,15 +98,15 @@ class Bench:
 
     def _no_server(self) -> str | None:
         """Starts a server for all that follows; tells why there is none."""
-        if self._databases is None:
+        if self.databases is None:
             sys.path.insert(0, str(TESTS))
             try:
                 servers = importlib.import_module("postgres_server")
                 importlib.import_module("piecework.store.postgres")
-                self._databases = servers.databases()
+                self.databases = servers.databases(durable=self._durable)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is printed and the other engine goes on
                 return str(error)
-            self._stack.callback(self._databases.close)
+            self._stack.callback(self.databases.close)
         return None
 
     @contextlib.asynccontextmanager
@@ -106,7 +122,7 @@ class Bench:
                 finally:
                     await store.close()
             return
-        url = self._databases.fresh()
+        url = self.databases.fresh()
         store = importlib.import_module("piecework.store.postgres").PostgresStore(url)
         await store.open()
         store.database = url
@@ -114,14 +130,14 @@ class Bench:
             yield store
         finally:
             await store.close()
-            self._databases.drop(url)
+            self.databases.drop(url)
 
     def report(
         self,
         name: str,
         ratios: Sequence[float],
         *,
-        bar: float,
+        bar: float | None,
         at_most: bool = False,
         sound: bool = True,
         **figures: object,
@@ -131,21 +147,20 @@ class Bench:
         Args:
             name: What was compared, the engine too.
             ratios: One of each pair.
-            bar: What is asked of it.
+            bar: What is asked of it; None where nothing is.
             at_most: Whether the ratio has to stay below the bar, not above it.
             sound: Whether all else was as it has to be; if not, the bar is not met.
             figures: What else there is to say.
         """
         low, high = interval(ratios)
-        met = sound and (high <= bar if at_most else low >= bar)
+        met = bar is None or (sound and (high <= bar if at_most else low >= bar))
         result: dict[str, object] = {
             "name": name,
             "median": round(statistics.median(ratios), 3),
             "interval": [round(low, 3), round(high, 3)],
             "spread": [round(min(ratios), 3), round(max(ratios), 3)],
             "pairs": len(ratios),
-            "bar": f"{'at most' if at_most else 'at least'} {bar:g}",
-            "met": met,
+            **({} if bar is None else {"bar": f"{'at most' if at_most else 'at least'} {bar:g}", "met": met}),
             **figures,
         }
         self._results.append(result)

@@ -238,8 +238,11 @@ class Databases:
         self._admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
-def databases():
+def databases(*, durable=False):
     """Opens the server of this session.
+
+    Args:
+        durable: Whether it waits for the disk, if it is ours.
 
     Raises:
         ServerUnavailableError: There is none to be had.
@@ -247,7 +250,7 @@ def databases():
     given = os.environ.get(VARIABLE)
     if given:
         return Databases(given)
-    server = Server()
+    server = Server(durable=durable)
     try:
         return Databases(server.url(), server)
     except BaseException:
