@@ -234,6 +234,18 @@ async def test_readers_write_nothing(store):
         await store.read("delete_runs", {"run_ids": []})
 
 
+async def test_questions_that_wait_together_fail_apart(store, verbs):
+    """Of questions answered together one that cannot be asked fails, and one whose asker left harms none."""
+    await verbs.enqueue(job("job-1"))
+    asked = [["job-1"], [object()], ["job-1"], ["job-2"], ["job-1"]] * 10
+    reads = [asyncio.ensure_future(store.read("runs_by_id", {"run_ids": ids}, Run)) for ids in asked]
+    await asyncio.sleep(0)
+    reads[4].cancel()
+    answers = await asyncio.gather(*reads, return_exceptions=True)
+    told = [type(answer).__name__ if isinstance(answer, BaseException) else len(answer) for answer in answers]
+    assert told == [1, "TypeError", 1, 0, "CancelledError", *[1, "TypeError", 1, 0, 1] * 9]
+
+
 async def test_a_reader_in_mid_query_holds_up_nobody(store, verbs):
     """While a query is being read the writer commits, and the query sees the state that it began with."""
     await asyncio.gather(*(verbs.enqueue(job(f"job-{number}")) for number in range(3)))

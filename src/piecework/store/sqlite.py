@@ -136,7 +136,7 @@ class SqliteStore:
         if self._closed or self._readers is None:
             raise ClosedError(f"the store {self.path} is not open")
         try:
-            return await asyncio.wrap_future(self._readers.submit(Read(name, params, into)))
+            return await self._readers.submit(Read(name, params, into))
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
 
