@@ -108,11 +108,11 @@ def in_postgres(request: Request) -> tuple[str, list[Any]] | None:
     sql: Any = importlib.import_module("piecework.store.postgres_sql")
     match request:
         case Update(records):
-            return sql.update(type(records[0])), sql.arrays(records)
+            return sql.update(type(records[0])), sql.as_json(records)
         case Insert(records):
-            return sql.insert(type(records[0])), sql.arrays(records)
+            return sql.insert(type(records[0])), sql.as_json(records)
         case Put(records):
-            return sql.put(type(records[0])), sql.arrays(records)
+            return sql.put(type(records[0])), sql.as_json(records)
         case Delete(record, keys):
             return sql.delete(record), sql.key_arrays(keys)
     return None

@@ -150,8 +150,8 @@ class PostgresStore:
         self._check_open()
         job = Job(verb, item, decide, now, asyncio.get_running_loop().create_future(), then)
         self._lanes.submit(job)
-        # A caller that is cancelled leaves, but what it submitted is decided all the same.
-        return await asyncio.shield(job.future)
+        # A caller that is cancelled takes its future along, but what it submitted is decided all the same.
+        return await job.future
 
     async def read(self, name: str, params: dict[str, Any], into: type[Record] | None = None) -> list[Any]:
         """Runs a named query outside of any verb, on a connection of the pool.

@@ -213,7 +213,7 @@ async def _insert_missing(connection: asyncpg.Connection[Any], request: InsertMi
     first: dict[Any, Record] = {}
     for one in request.records:
         first.setdefault(getattr(one, unique), one)
-    rows = await connection.fetch(sql.insert_missing(record, unique), *sql.arrays(first.values()))
+    rows = await connection.fetch(sql.insert_missing(record, unique), *sql.as_json(first.values()))
     numbers = {row[0]: row[-1] for row in rows}
     inserted = {value: one for value, one in first.items() if value in numbers}
     if record.serial is None:
@@ -227,7 +227,7 @@ async def _send(connection: asyncpg.Connection[Any], writes: Sequence[_Write]) -
     if len(writes) == 1 and not counted:
         await connection.execute(compiled[0][0], *compiled[0][1])
         return
-    texts = [(text, len(params)) for text, params in compiled]
+    texts = tuple((text, len(params)) for text, params in compiled)
     text = sql.joined(texts, frozenset(counted))
     row = await connection.fetchrow(text, *(value for _, params in compiled for value in params))
     for changed, position in zip(row or (), sorted(counted), strict=False):
@@ -250,11 +250,11 @@ def _compiled(write: _Write) -> tuple[str, Sequence[Any]]:
         case Delete(record, keys):
             return sql.delete(record), sql.key_arrays(keys)
         case Insert(records):
-            return sql.insert(type(records[0])), sql.arrays(_in_order(records))
+            return sql.insert(type(records[0])), sql.as_json(_in_order(records))
         case Put(records):
-            return sql.put(type(records[0])), sql.arrays(_in_order(_last_of_each(records)))
+            return sql.put(type(records[0])), sql.as_json(_in_order(_last_of_each(records)))
         case Update(records):
-            return sql.update(type(records[0])), sql.arrays(_in_order(_last_of_each(records)))
+            return sql.update(type(records[0])), sql.as_json(_in_order(_last_of_each(records)))
 
 
 def _touched(write: _Write) -> _Touched:

@@ -1,17 +1,18 @@
 """PostgreSQL's text for the requests, compiled from the records' columns and from the named queries in `sql/`.
 
-Whatever the number of rows, a form has one text: every column is one array, `unnest` makes rows of them again.
+Whatever the number of rows, a form has one text. Rows go as one JSON text: asyncpg looks at each element of an array
+whether it is an array itself, which cost more than all else that a commit computes. Keys are few and go as arrays.
 """
 
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec.structs import astuple
 
+from piecework.errors import StoreError
 from piecework.store.records import TABLES
 from piecework.store.statements import named
 
@@ -98,9 +99,8 @@ def put(record: type[Record]) -> str:
 @cache
 def update(record: type[Record]) -> str:
     """Replaces rows by key."""
-    sets = ", ".join(f"{f} = v.{f}" for f in record.__struct_fields__ if f not in record.key)
-    source = _rows(record, record.__struct_fields__)
-    return f"UPDATE {record.table} AS t SET {sets} FROM {source} WHERE {_same_key(record)}"  # noqa: S608 - names are ours
+    sets = ", ".join(f"{f} = {_value(record, f)}" for f in record.__struct_fields__ if f not in record.key)
+    return f"UPDATE {record.table} AS t SET {sets} FROM {_given(record)} WHERE {_same_key(record)}"  # noqa: S608 - names are ours
 
 
 @cache
@@ -124,9 +124,16 @@ def lock(record: type[Record], *, share: bool) -> str:
     return f"SELECT {columns} FROM {record.table} AS t{source} WHERE {wanted} ORDER BY {keys} FOR {mode} OF t"  # noqa: S608 - names are ours
 
 
-def arrays(records: Iterable[Record]) -> list[tuple[Any, ...]]:
-    """The rows' values, one tuple a column."""
-    return list(zip(*map(astuple, records), strict=True))
+def as_json(records: Iterable[Record]) -> list[str]:
+    """The one parameter of what writes rows: bytes in it are base64.
+
+    Raises:
+        StoreError: A text has a lone surrogate.
+    """
+    try:
+        return [msgspec.json.encode(list(records)).decode()]
+    except UnicodeEncodeError as error:
+        raise StoreError(f"a row has a text that UTF-8 cannot carry ({error}): nothing was written") from error
 
 
 def key_arrays(keys: Iterable[tuple[object, ...]]) -> list[tuple[Any, ...]]:
@@ -134,7 +141,8 @@ def key_arrays(keys: Iterable[tuple[object, ...]]) -> list[tuple[Any, ...]]:
     return list(zip(*sorted(set(keys)), strict=True))
 
 
-def joined(texts: Sequence[tuple[str, int]], counted: frozenset[int]) -> str:
+@lru_cache(1024)
+def joined(texts: tuple[tuple[str, int], ...], counted: frozenset[int]) -> str:
     """Makes one statement of several that change rows of different tables.
 
     Args:
@@ -173,20 +181,33 @@ def _names(record: type[Record]) -> str:
     return ", ".join(record.__struct_fields__)
 
 
-def _rows(record: type[Record], fields: Sequence[str], *, ordered: bool = False) -> str:
-    given = ", ".join(_array(record, field, number) for number, field in enumerate(fields, 1))
-    order = (" WITH ORDINALITY", ", arrival") if ordered else ("", "")
-    return f"unnest({given}){order[0]} AS v ({', '.join(fields)}{order[1]})"
+def _rows(record: type[Record], fields: Sequence[str]) -> str:
+    arrays = ", ".join(_array(record, field, number) for number, field in enumerate(fields, 1))
+    return f"unnest({arrays}) AS v ({', '.join(fields)})"
+
+
+def _given(record: type[Record], *, ordered: bool = False) -> str:
+    """The given rows, as a table `v` whose bytes are still text."""
+    columns = ", ".join(f"{name} {'text' if kind == 'bytea' else kind}" for name, kind in _kinds(record).items())
+    source = f"json_to_recordset($1::json) AS ({columns})"
+    if ordered:
+        return f"ROWS FROM ({source}) WITH ORDINALITY AS v ({_names(record)}, arrival)"
+    return f"ROWS FROM ({source}) AS v ({_names(record)})"
+
+
+def _value(record: type[Record], field: str) -> str:
+    return f"decode(v.{field}, 'base64')" if _kinds(record)[field] == "bytea" else f"v.{field}"
 
 
 def _numbered(record: type[Record]) -> str:
     """A query for the given rows; a number that is missing is the store's next one."""
     serial = record.serial
-    source = _rows(record, record.__struct_fields__, ordered=serial is not None)
+    number = f"coalesce({serial}, nextval('{record.table}_{serial}_seq'))"
+    fields = record.__struct_fields__
+    columns = ", ".join(f"{number if field == serial else _value(record, field)} AS {field}" for field in fields)
     if serial is None:
-        return f"SELECT {_names(record)} FROM {source}"  # noqa: S608 - names are ours
-    number = f"coalesce({serial}, nextval('{record.table}_{serial}_seq')) AS {serial}"
-    columns = ", ".join(number if field == serial else field for field in record.__struct_fields__)
+        return f"SELECT {columns} FROM {_given(record)}"  # noqa: S608 - names are ours
+    source = _given(record, ordered=True)
     return f"SELECT {columns} FROM (SELECT * FROM {source} ORDER BY arrival) AS v"  # noqa: S608 - names are ours
 
 

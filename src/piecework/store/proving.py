@@ -73,7 +73,7 @@ async def put_back(
         await connection.execute("; ".join([emptied, *numbered]))
         for record in TABLES:
             if rows.get(record):
-                await connection.execute(sql.insert(record), *sql.arrays(rows[record]))
+                await connection.execute(sql.insert(record), *sql.as_json(rows[record]))
 
 
 async def be_watched(connection: asyncpg.Connection[Any]) -> None:
