@@ -8,6 +8,8 @@ calling a service only makes the coroutine; and code that blocks never blocks th
 from __future__ import annotations
 
 import inspect
+import types
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from piecework.container.parameters import Parameter, parameters_of
@@ -48,7 +50,10 @@ async def call_injected(
         Exception: Whatever the function raised.
     """
     check_callable(fn)
-    places, names = await _bind(fn, ws, args, dict(kwargs or {}), require or ws.require)
+    places: Sequence[Any] = args
+    names: Mapping[str, Any] = {}
+    if kwargs or _taken_by_place(fn) != len(args):
+        places, names = await _bind(fn, ws, args, dict(kwargs or {}), require or ws.require)
     return await invoke(fn, places, names, ws.host.threads)
 
 
@@ -60,8 +65,34 @@ async def invoke(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     return await result if inspect.isawaitable(result) else result
 
 
+<<<<<<< ours
 def is_async(fn: Callable[..., Any]) -> bool:
     """Whether a function runs on the loop; any other runs in a thread."""
+=======
+_counts: weakref.WeakKeyDictionary[types.FunctionType, int] = weakref.WeakKeyDictionary()
+
+
+def _taken_by_place(fn: Callable[..., Any]) -> int:
+    """How many arguments a function takes where all go by place and none is the workspace's, as a step's; else -1."""
+    if not isinstance(fn, types.FunctionType):
+        return -1
+    known = _counts.get(fn)
+    if known is None:
+        parameters = parameters_of(fn)
+        plain = all(p.kind in _BY_PLACE for p in parameters) and _workspace_of(parameters) is None
+        known = _counts[fn] = len(parameters) if plain else -1
+    return known
+
+
+def _workspace_of(parameters: Sequence[Parameter]) -> Parameter | None:
+    """The parameter that the workspace fills by itself."""
+    from piecework.workspace.workspace import Workspace as Wanted  # the two modules need each other
+
+    return next((p for p in parameters if p.name == "ws" or p.is_a(Wanted)), None)
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+>>>>>>> theirs
     if inspect.iscoroutinefunction(fn):
         return True
     return not isinstance(fn, type) and inspect.iscoroutinefunction(type(fn).__call__)
@@ -92,10 +123,8 @@ async def _bind(
     kwargs: dict[str, Any],
     require: Callable[[str | type], Awaitable[Any]],
 ) -> tuple[list[Any], dict[str, Any]]:
-    from piecework.workspace.workspace import Workspace as Wanted  # the two modules need each other
-
     parameters = parameters_of(fn)
-    mine = next((p for p in parameters if p.name == "ws" or p.is_a(Wanted)), None)
+    mine = _workspace_of(parameters)
     values: dict[str, Any] = {}
     if mine is not None and mine.name not in kwargs:
         values[mine.name] = ws
