@@ -251,7 +251,7 @@ class RemoteRuntime:
     async def signal(self, run_id: str, patch: Mapping[str, Any], *, token: str | None = None) -> Result:
         """Merges a patch into the state of a run that has not ended, without waking it; see `Runtime.signal`."""
         try:
-            given = dict(patch)
+            given = in_json(dict(patch))
             encode_mapping(given, what="the patch", limit_bytes=self._limit)
             named = new_id() if token is None else token
             return as_result(await self._link.ask("runs.signal", {"run_id": run_id, "patch": given, "token": named}))

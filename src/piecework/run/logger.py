@@ -144,6 +144,7 @@ class LogBook:
         """Says that later lines are of a later claim of the same run; flush first."""
         self._epoch = epoch
         self.decided(decision, attempt)
+
     def moved_on(self, entries: int) -> None:
         """Says that a commit that answers no number, such as the last one, wrote so many entries; flush first."""
         self._decision += entries

@@ -385,7 +385,8 @@ class Runtime:
             run; INVALID_STATE, with nothing changed, for one that has ended or is no workflow's.
         """
         try:
-            encoded = encode_mapping(dict(patch), what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
+            given = in_json(dict(patch))
+            encoded = encode_mapping(given, what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
             check_payload(decode(encoded))
             run = await self._run(run_id)
             if run.kind != KIND:

@@ -65,10 +65,6 @@ async def invoke(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     return await result if inspect.isawaitable(result) else result
 
 
-<<<<<<< ours
-def is_async(fn: Callable[..., Any]) -> bool:
-    """Whether a function runs on the loop; any other runs in a thread."""
-=======
 _counts: weakref.WeakKeyDictionary[types.FunctionType, int] = weakref.WeakKeyDictionary()
 
 
@@ -91,8 +87,8 @@ def _workspace_of(parameters: Sequence[Parameter]) -> Parameter | None:
     return next((p for p in parameters if p.name == "ws" or p.is_a(Wanted)), None)
 
 
-def _is_async(fn: Callable[..., Any]) -> bool:
->>>>>>> theirs
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether a function runs on the loop; any other runs in a thread."""
     if inspect.iscoroutinefunction(fn):
         return True
     return not isinstance(fn, type) and inspect.iscoroutinefunction(type(fn).__call__)
