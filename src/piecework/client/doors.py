@@ -27,9 +27,9 @@ from piecework.space.service import PieceRecord
 from piecework.store.items import DispatchResult
 from piecework.store.values import encode_mapping
 from piecework.workflow.explain import ClauseAnswer, Explanation
+from piecework.workflow.looking import told_event
 from piecework.workflow.pipeline_registry import PipelineRegistry
 from piecework.workflow.result import Result, RunMetadata, RunValue
-from piecework.workflow.runtime import told_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
