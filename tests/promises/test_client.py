@@ -355,7 +355,7 @@ async def test_a_server_s_client_knows_what_it_invokes(pair):
 def test_the_remote_doors_are_like_the_real_ones():
     """What a file's client has instead of runtime and pieces has the same names, arguments and answers."""
     for real, remote in ((Runtime, RemoteRuntime), (PieceService, RemotePieces)):
-        names = {name for name, value in vars(real).items() if not name.startswith("_") and callable(value)}
+        names = {name for name, _ in inspect.getmembers(real, callable) if not name.startswith("_")}
         assert names == {name for name in vars(remote) if not name.startswith("_")}
         for name in names:
             assert inspect.signature(getattr(real, name)) == inspect.signature(getattr(remote, name)), name

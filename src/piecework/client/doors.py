@@ -121,13 +121,24 @@ class RemoteRuntime:
         self._link = link
         self._limit = limit_bytes
 
-    async def register(self, workflow: Workflow, *, mode: Mode | None = None, **hooks: Any) -> None:
+    async def register(
+        self,
+        workflow: Workflow,
+        *,
+        mode: Mode | None = None,
+        on_prepare: Callable[..., Any] | None = None,
+        on_complete: Callable[..., Any] | None = None,
+        on_resume: Callable[..., Any] | None = None,
+        on_cleanup: Callable[..., Any] | None = None,
+        on_dispatch: Callable[..., Any] | None = None,
+        replace: bool = False,
+    ) -> None:
         """Refuses: a workflow runs where the store is.
 
         Raises:
             InvalidStateError: Always.
         """
-        del mode, hooks
+        del mode, on_prepare, on_complete, on_resume, on_cleanup, on_dispatch, replace
         self._refuse(f"register workflow {getattr(workflow, 'id', workflow)!r}")
 
     async def deregister(

@@ -451,8 +451,6 @@ class Runtime(Looking):
                 f"run {run_id} was not {until} within {timeout_seconds:g} s; it goes on", run_id=run_id
             ) from None
 
-    # -- looking -------------------------------------------------------------------------------------------------
-
     # -- parts ---------------------------------------------------------------------------------------------------
 
     async def _ready(self) -> None:
