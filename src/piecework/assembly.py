@@ -159,6 +159,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         news,
         places=settings.space_concurrency,
         lease_seconds=settings.lease_seconds,
+        forsaken_seconds=settings.hook_timeout_seconds,
         version=declared.version,
         redaction=_redaction(declared, settings),
         strict_timeline=settings.strict_timeline,

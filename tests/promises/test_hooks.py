@@ -547,6 +547,18 @@ async def test_a_run_that_is_aborted_before_or_between_its_stages_is_told(make_a
             await app.runtime.wait(behind, until="paused", timeout_seconds=LIMIT)
 
 
+async def test_the_hooks_of_a_workflow_that_is_gone_are_skipped(make_app):
+    """A paused run of a workflow that nobody has any more is cleaned when it was aborted, and the timeline says so."""
+    stages = [Stage("ask", router=pause()), Stage("end")]
+    async with make_app(settings=Settings(hook_timeout_seconds=0.05)) as app:
+        await hooked(app, Workflow("flow", on="go", stages=stages), on_cleanup=lambda: None)
+        run_id = await paused(app, await app.publish("go"))
+        await app.runtime.deregister("flow")
+        assert await app.runtime.abort(run_id)
+        await cleaned(app, run_id)
+        assert "hooks:skipped" in [entry.type for entry in await app.runtime.timeline(run_id)]
+
+
 # -- on_dispatch -------------------------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,7 @@ class Node:
         news: Where statuses are announced.
         places: How many runs of the kind `piece` one space may have in flight: more would only wait here.
         lease_seconds: How long what this node has is its own, where others can be nodes too and it says nothing more.
+        forsaken_seconds: How long after its end a run of a workflow that nobody has is cleaned without its hooks.
         version: Of Piecework, for people who look.
         redaction: What no line of a timeline shows.
         strict_timeline: Whether a run fails when its log lines cannot be written.
@@ -94,6 +95,7 @@ class Node:
         *,
         places: int = 4,
         lease_seconds: float = 15,
+        forsaken_seconds: float = 30,
         version: str = "",
         redaction: Redaction = PLAIN,
         strict_timeline: bool = False,
@@ -103,6 +105,7 @@ class Node:
         self.ready = True
         self.on_signal: Callable[[str], None] = _nobody
         self._lease_seconds = lease_seconds
+        self._forsaken_seconds = forsaken_seconds
         self._version = version
         self._started_at = 0
         self._workflows = b"{}"
@@ -420,14 +423,16 @@ class Node:
     async def _ask(self, limit: int, *, orphans: bool) -> list[Claimed | LeftAlone]:
         """Asks the store once, and starts what it gives."""
         known, definitions = self._known(), self._definitions()
+        forsaken = self._clock.now() - round(self._forsaken_seconds * SECOND)
         item: Claim | TakeOver
         if orphans:
-            item = TakeOver(owner=self.node_id, limit=limit, known=known, definitions=definitions)
+            item = TakeOver(owner=self.node_id, limit=limit, known=known, definitions=definitions, forsaken=forsaken)
         else:
             item = Claim(
                 owner=self.node_id,
                 limit=limit,
                 known=known,
+                forsaken=forsaken,
                 definitions=definitions,
                 barred=self._barred.shapes(definitions),
                 after=self._served,

@@ -258,7 +258,8 @@ class Claim(Item, frozen=True, kw_only=True):
     Of names with a definition it gets only the runs that this one can carry; `barred` are the shapes of runs of which
     it knows that it cannot. Spaces are served in turn, those behind `after` first. A space gets at most `places`
     updates of its pieces at a time, less those that it has `taken`: more would only wait at the node, in the way of
-    others.
+    others. Of workflows that it does not know it gets what ended up to `forsaken` and nobody has cleaned: whoever has
+    their code would have by now.
     """
 
     owner: str
@@ -269,18 +270,20 @@ class Claim(Item, frozen=True, kw_only=True):
     after: str = ""
     places: int = 4
     taken: dict[str, int] = {}
+    forsaken: int = 0
 
 
 class TakeOver(Item, frozen=True, kw_only=True):
     """A node's wish for what owners have that are gone, or whose lease has ended.
 
-    What its definitions cannot carry is nobody's from then on, and due.
+    What its definitions cannot carry is nobody's from then on, and due. `forsaken` is as with `Claim`.
     """
 
     owner: str
     limit: int
     known: tuple[str, ...]
     definitions: dict[str, Definition] = {}
+    forsaken: int = 0
 
 
 class Taking(Item, frozen=True, kw_only=True):

@@ -127,6 +127,15 @@ class ClaimPromises:
         assert (taken.run.status, taken.run.attempt) == ("failed", run.attempt)
         assert await verbs.cleaned(taken.run) == 1
 
+    async def test_what_nobody_cleans_is_taken_in_the_end(self, verbs: Verbs) -> None:
+        """A run that ended and whose workflow nobody has any more is given to any node in the end, to be cleaned."""
+        queued = await verbs.start(slot(), telling=True)
+        await verbs.abort(queued.run_id or "")
+        assert await verbs.claim("node-2", known=(), forsaken=verbs.now - 1) == []
+        (claimed,) = await verbs.claim("node-2", known=(), forsaken=verbs.now)
+        assert (claimed.run.run_id, claimed.run.status) == (queued.run_id, "aborted")
+        await verbs.cleaned(claimed.run)
+
     async def test_release_gives_back(self, verbs: Verbs) -> None:
         """A released run may be claimed again; the interrupted attempt does not count."""
         run = await verbs.running()

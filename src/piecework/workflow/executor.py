@@ -39,7 +39,6 @@ from piecework.telemetry import signals
 from piecework.workflow.catalogue import KIND, Catalogue, definition_of
 from piecework.workflow.flight import Flight, event_of
 from piecework.workflow.hook_calls import HookCalls, HookContext, calling_workflow
-from piecework.workflow.hooks import NO_HOOKS
 from piecework.workflow.pause import WaitFor, resume_patch, waits_of
 from piecework.workflow.result import Result, RunMetadata, RunValue, error_from, result_of
 from piecework.workflow.stages import Stages, copy_of, target_of
@@ -316,7 +315,7 @@ class Executor:
         registered = self._catalogue.find(run.workflow_id)
         if registered is None:
             signals.emit(signals.HOOKS_SKIPPED, level="warning", run_id=run.run_id, workflow_id=run.workflow_id)
-            await self._clean(run, NO_HOOKS)
+            await self._commit_clean(run, (NewEntry(type="hooks:skipped"),))
             return
         hook = registered.hooks.on_complete
         if run.telling and hook is None:
@@ -573,6 +572,9 @@ class Executor:
         if hooks.on_cleanup is not None:
             error = await self.hooks.call("on_cleanup", hooks.on_cleanup, (), run, None)
             entries = () if error is None else (self._hook_error("on_cleanup", error),)
+        await self._commit_clean(run, entries)
+
+    async def _commit_clean(self, run: Run, entries: tuple[NewEntry, ...]) -> None:
         item = Cleaned(run_id=run.run_id, epoch=run.epoch, entries=entries)
         started: int = await self.node.commit(cleaned, item, decide_cleaned)
         if started:

@@ -3,7 +3,7 @@ SELECT r.run_id, r.space, r.kind FROM unnest(:spaces::text[], :counts::bigint[])
 CROSS JOIN LATERAL (
     SELECT run_id, space, kind, due_at, place FROM runs
     WHERE space = s.space AND due_at IS NOT NULL AND due_at <= :now AND owner IS NULL
-      AND kind || ':' || workflow_id = ANY(:known::text[])
+      AND (kind || ':' || workflow_id = ANY(:known::text[]) OR (kind = 'workflow' AND ended_at <= :forsaken))
       AND NOT (cardinality(:barred::text[]) > 0 AND abort_reason IS NULL AND ended_at IS NULL AND
           patched || ':' || length(workflow_id) || ':' || workflow_id || length(trigger_id) || ':' || trigger_id
           || length(coalesce(version, '')) || ':' || coalesce(version, '') || coalesce(stage, '') = ANY(:barred::text[]))

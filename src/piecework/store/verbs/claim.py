@@ -51,7 +51,13 @@ def take_over(items: Sequence[TakeOver], decide: Decide, now: int) -> Script:
     picked: list[list[str]] = []
     wanted: list[Taking] = []
     for item in items:
-        params = {"owner": item.owner, "known": item.known, "limit": item.limit, "now": now}
+        params = {
+            "owner": item.owner,
+            "known": item.known,
+            "limit": item.limit,
+            "now": now,
+            "forsaken": item.forsaken,
+        }
         rows: list[Run] = yield Read("orphaned_runs", params, Run)
         mine = [row for row in rows if row.run_id not in {taking.run_id for taking in wanted}]
         wanted += [
@@ -122,6 +128,7 @@ def _pick_from(
                 "most": max(asked.values()),
                 "now": now,
                 "known": item.known,
+                "forsaken": item.forsaken,
                 "barred": item.barred,
                 "full": [space for space, left in places.items() if left <= 0],
             },
