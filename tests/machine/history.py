@@ -358,7 +358,11 @@ class History:
             self.call(Call(f"register {name}", register, self.truth.nothing))
         else:
             self.truth.gone.add(name)
-            self.call(Call(f"deregister {name}", lambda app: app.runtime.deregister(name, grace_seconds=0), self.truth.nothing))
+            self.call(
+                Call(
+                    f"deregister {name}", lambda app: app.runtime.deregister(name, grace_seconds=0), self.truth.nothing
+                )
+            )
 
     def resume(self, run_id: str) -> None:
         """Resumes a run."""

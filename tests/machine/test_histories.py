@@ -83,12 +83,17 @@ async def _nobody(_node):
     return 0
 
 
+def _forget(flight, sent):
+    """Signals that count as taken, and are not."""
+    flight.signalled = max([flight.signalled, *(number for number, _ in sent)])
+
+
 BROKEN = {
     "a node that forgets to wake a successor": (executor, "decide_cleaned", _no_successor),
     "a park that does not look into the buffer": (folds, "_park", _beside_the_buffer(folds._park)),
     "an end that forgets the abort": (executor, "decide_settle", _over_the_abort),
     "a node that takes nothing over": (Node, "take_over", _nobody),
-    "an executor that forgets signals": (Flight, "take_signals", lambda _flight, _signals: None),
+    "an executor that forgets signals": (Flight, "take_signals", _forget),
     "a wake-up that nobody hears of": (intake, "_WORK", frozenset({"started", "replaced"})),
     "a slot with room for everybody": (admission, "startable", lambda slot: slot.queued),
 }

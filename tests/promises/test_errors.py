@@ -48,6 +48,7 @@ from piecework.errors import (
     StoreFullError,
     StoreLockedError,
     StoreUnavailableError,
+    TimelineGapError,
     TimeoutExceededError,
     TransactionClosedError,
     UnstableError,
@@ -62,6 +63,7 @@ from piecework.space.controller import Controller, WorkerDied
 from piecework.testing.verbs import Verbs, slot
 
 from .flows import ended, flow, paused, run_id_of
+from .test_timeline import Trouble
 from .told import DOCS, check, docs_script, told
 
 TESTS = Path(__file__).parents[1]
@@ -165,6 +167,20 @@ async def test_busy(make_app, gate):
         with told(BusyError, "try again later", outcome="rejected", active_run_id=first):
             (await app.runtime.invoke("flow", "default", Event("go"), admission="enforce")).unwrap()
         gate.open.set()
+
+
+@of(TimelineGapError)
+async def test_timeline_gap(make_app, monkeypatch):
+    """A run whose log lines are lost where none may be: how many, and what to do."""
+
+    async def say(ctx):
+        ctx.logger.info("hello")
+
+    async with make_app(flow(say), settings=Settings(strict_timeline=True)) as app:
+        Trouble(app, monkeypatch)
+        run_id = run_id_of(await app.publish("go"))
+        with told(TimelineGapError, run_id):
+            (await app.runtime.wait(run_id, timeout_seconds=20)).unwrap()
 
 
 @of(InvalidStateError)

@@ -220,8 +220,8 @@ async def test_an_inbox_row_that_cannot_be_read_holds_nobody_up(make_app, store,
     async with make_app(flow()) as app:
         async with await psycopg.AsyncConnection.connect(store) as connection:
             await connection.execute(
-                "INSERT INTO piecework.event_inbox (event_id, type, space, payload, published_at) "
-                "VALUES ('bad', 'go', NULL, '\\xff', 0), ('good', 'go', NULL, '{\"n\":1}', 0)"
+                "INSERT INTO piecework.event_inbox (event_id, type, space, payload, published_at, hops) "
+                "VALUES ('bad', 'go', NULL, '\\xff', 0, 0), ('good', 'go', NULL, '{\"n\":1}', 0, 0)"
             )
             await connection.execute("SELECT pg_notify('piecework', 'inbox')")
         while not (runs := await app.runtime.list_all_runs()):

@@ -562,8 +562,8 @@ async def test_cancelling_one_registration_keeps_the_events_of_the_other(make_ap
     assert seen == ["b"]
 
 
-async def test_a_trigger_that_is_no_more_fails_its_run_once(make_app):
-    """A run whose trigger a newer version of its workflow has not fails with NOT_FOUND; it is not tried for ever."""
+async def test_a_run_whose_trigger_is_no_more_is_not_tried_for_ever(make_app):
+    """A run whose trigger a newer version of its workflow has not is paused again when it is woken, and says why."""
 
     def version(trigger):
         stages = [Stage("a", wait=WaitFor("more")), Stage("b")]
@@ -574,9 +574,11 @@ async def test_a_trigger_that_is_no_more_fails_its_run_once(make_app):
         await app.runtime.deregister("flow")
         await app.runtime.register(version("new"))
         await app.publish("more")
-        assert (await came_to(app, run_id)).error.code == "NOT_FOUND"
+        while (info := await app.runtime.get(run_id)).status != "paused" or info.error is None:
+            await turn()
+        assert info.error["code"] == "EXPIRED_DEFINITION"
         claims = [entry for entry in await app.runtime.timeline(run_id) if entry.type == "run:claimed"]
-        assert len(claims) == 2
+        assert len(claims) == 1
 
 
 async def test_a_run_without_its_workflow_stays_paused(make_app):
