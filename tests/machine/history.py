@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from piecework import App, Settings, roles
-from piecework.errors import ClosedError, StoppedError
+from piecework.errors import ClosedError, ConflictError, StoppedError
 from piecework.store.check import check
 
 from .loop import LoopClock, VirtualLoop
@@ -18,7 +19,6 @@ from .truth import Truth
 from .world import World
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Coroutine, Iterator
 
     from piecework.store.contract import Store
@@ -352,8 +352,11 @@ class History:
         if self.there[name]:
 
             async def register(app: App) -> None:
-                if not app.runtime.has_workflow(name):
-                    await app.runtime.register(flow.workflow, mode=flow.mode)
+                while not app.runtime.has_workflow(name):
+                    try:
+                        await app.runtime.register(flow.workflow, mode=flow.mode)
+                    except ConflictError:  # its deregistration is still under way
+                        await asyncio.sleep(1)
 
             self.call(Call(f"register {name}", register, self.truth.nothing))
         else:
@@ -369,6 +372,8 @@ class History:
         mark, token = self.truth.mark(), f"token {self.truth.number}"
 
         async def resume(app: App) -> Any:
-            return await app.runtime.resume(run_id, {mark: True}, wait=False, token=token)
+            result = await app.runtime.resume(run_id, {mark: True}, wait=False, token=token)
+            assert result.ok or result.error  # looked at, also where nobody hears of it because the node has died
+            return result
 
         self.call(Call(f"resume {run_id}", resume, lambda result: self.truth.resumed(run_id, mark, result)))

@@ -106,4 +106,4 @@ def test_a_broken_runtime_is_found(sqlite, monkeypatch, how):
     where, name, instead = BROKEN[how]
     monkeypatch.setattr(where, name, instead)
     with pytest.raises((AssertionError, ExceptionGroup)):
-        run_state_machine_as_test(runtime_machine(sqlite), settings=profile(150, phases=[Phase.generate]))
+        run_state_machine_as_test(runtime_machine(sqlite), settings=profile(200, steps=25, phases=[Phase.generate]))
