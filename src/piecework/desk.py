@@ -323,7 +323,10 @@ class ExplainRun(Form, frozen=True):
     async def answer(self, app: OpenApp) -> Any:
         """As of the last commit."""
         if (self.event_id is None) is (self.type is None):
-            raise ValidationError("explain needs either the id of an event or a type (and a payload)")
+            raise ValidationError(
+                "explain needs one of two: the id of an event that was published (--event ID), or the type of one that "
+                "might be, with its payload (--type TYPE --payload JSON)"
+            )
         asked = self.event_id if self.type is None else Event(self.type, self.payload)
         assert asked is not None
         return _page(await app.runtime.explain(self.run_id, asked))

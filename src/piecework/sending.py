@@ -7,7 +7,7 @@ everybody else has the store. Inside an open transaction it goes into the outbox
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from piecework.bus.event import Event, hops_of_run
 from piecework.client.doors import RemoteParts
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from piecework.services.declared_job import JobDefinition
     from piecework.services.job_handle import JobOptions
     from piecework.workflow.runtime import Runtime
-    from piecework.workspace.context import OpenTransaction
+    from piecework.workspace.context import OpenTransaction, Promised
     from piecework.workspace.workspace import Workspace
 
 _WAIT_SECONDS = 20.0
@@ -41,6 +41,26 @@ _WAIT_SECONDS = 20.0
 class Sending(Opened):
     """Publishes, queues and keeps for an app that is open."""
 
+    @overload
+    async def publish(
+        self,
+        type: str,
+        payload: dict[str, Any] | None = None,
+        *,
+        id: str | None = None,
+        space: str | None = None,
+        connection: None = None,
+    ) -> Receipt: ...
+    @overload
+    async def publish(
+        self,
+        type: str,
+        payload: dict[str, Any] | None = None,
+        *,
+        id: str | None = None,
+        space: str | None = None,
+        connection: Any,
+    ) -> Promised: ...
     async def publish(
         self,
         type: str,  # noqa: A002 - the word of the field
@@ -49,7 +69,7 @@ class Sending(Opened):
         id: str | None = None,  # noqa: A002 - as in CloudEvents
         space: str | None = None,
         connection: Any = None,
-    ) -> Receipt:
+    ) -> Receipt | Promised:
         """Publishes an event and returns when it, and all that follows from it at once, is durable.
 
         Args:
@@ -77,7 +97,7 @@ class Sending(Opened):
             return Receipt(answer["event_id"], [DispatchResult(**result) for result in answer["dispatched"]])
         return await self._any_parts().intake.publish(Event(type, payload, id=id, space=space))
 
-    async def _publish_within(self, connection: Any, event: Event) -> Receipt:
+    async def _publish_within(self, connection: Any, event: Event) -> Promised:
         if self._ask is not None:
             raise InvalidStateError(
                 "publish(connection=…) is not possible in a space's worker, which does not know the store: publish "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from piecework import App, Failed, Skipped, Stage, Success, WaitFor, Workflow
+from piecework import App, Exclusive, Failed, Skipped, Stage, Success, WaitFor, Workflow
 
 app = App("shop", env={})
 not_an_app = 42
@@ -57,6 +57,10 @@ async def hang(ctx):
 
 
 app.workflow(Workflow("hang", on="hang", stages=[Stage("hang", steps=[hang])]))
+app.workflow(
+    Workflow("audit", on="audit.asked", stages=[Stage("ask", wait=WaitFor("audit.done")), Stage("end")]),
+    mode=Exclusive(),
+)
 
 
 @app.service(scope="run", client=True)

@@ -31,8 +31,19 @@ def test_an_event_is_published(ask):
 
 
 def test_an_event_nobody_wants_is_published(ask):
-    """`events publish` says so when no workflow was interested."""
-    assert "no workflow was interested" in ask("events", "publish", "nothing.happened").out
+    """`events publish` says so when no workflow was interested, and where to look why."""
+    out = ask("events", "publish", "nothing.happened").out
+    assert "no workflow was interested" in out
+    assert "piecework runs explain RUN_ID --event ID" in out
+
+
+def test_an_event_that_is_rejected_names_who_has_the_place(ask):
+    """`events publish` says which run keeps an exclusive workflow busy."""
+    first = ask("events", "publish", "audit.asked", "--json").json["dispatched"][0]["run_id"]
+    out = ask("events", "publish", "audit.asked").out
+    assert first in out
+    assert "BUSY: that run has the place" in out
+    ask("runs", "abort", first)
 
 
 def test_a_second_event_of_one_id_is_a_duplicate(ask):
@@ -119,12 +130,15 @@ def test_a_run_is_explained(ask, fail, order):
     assert "NOT id == 7, has 8" in out
     (answer,) = ask(*asked, "--json").json["items"]
     assert (answer["matches"], answer["clauses"][0]["ok"]) == (False, False)
-    assert "either the id of an event or a type" in fail("runs", "explain", order)
+    said = fail("runs", "explain", order)
+    assert "--event ID" in said
+    assert "--type TYPE --payload JSON" in said
 
 
 def test_a_run_is_resumed(ask, order):
     """`runs resume` waits for what the run comes to."""
     assert f"run {order} is completed" in ask("runs", "resume", order, "--patch", '{"by": "Ada"}').out
+    assert "once" in ask("runs", "show", order).out
     assert ask("runs", "show", order, "--json").json["state"]["by"] == "Ada"
 
 

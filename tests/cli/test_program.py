@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -16,6 +18,14 @@ from piecework.store.lockfile import LockFile
 def test_the_version(run):
     """`--version` prints it."""
     assert run("--version").out == f"piecework {package.__version__}\n"
+
+
+def test_the_package_is_the_command(tmp_path):
+    """`python -m piecework` is the command, with its exit codes."""
+    asked = [sys.executable, "-m", "piecework", "runs", "list", "--store", "nonsense:"]
+    told = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert told.stderr.startswith("piecework: ")
 
 
 def test_help_names_the_commands(run):

@@ -16,7 +16,7 @@ def test_a_node_says_when_it_is_ready(serve, run):
     node = serve()
     words = dict(word.split("=", 1) for word in node.line().split()[1:])
     assert (words["app"], words["store"], words["pid"]) == ("shop", node.store, str(node.process.pid))
-    assert (words["workflows"], words["integrations"]) == ("order,hang", "feed")
+    assert (words["workflows"], words["integrations"]) == ("order,hang,audit", "feed")
     assert Path(words["socket"]).is_socket()
     assert run("runs", "list", "--store", node.store).code == 0
 

@@ -53,6 +53,9 @@ async def test_a_runtime_needs_a_bus_and_a_store_registry(made, store):
             Runtime(**options)
     with pytest.raises(ValidationError, match="needs a bus"):
         Runtime(bus=None, store_registry=StoreRegistry(store))
+    for address in ("", "shop.db", "mysql://127.0.0.1/shop"):
+        with pytest.raises(ValidationError, match="sqlite:///FILE"):
+            StoreRegistry(address)
     async with made() as runtime:
         await runtime.register(flow())
         assert (await runtime.invoke("flow", "default", Event("go"))).ok

@@ -30,6 +30,12 @@ def test_jobs_have_their_types() -> None:
     check("jobs.py")
 
 
+@pytest.mark.timeout(300)  # as above
+def test_receipts_have_their_types() -> None:
+    """What became of an event can be looked at, unless it goes along with a transaction: mypy --strict knows."""
+    check("events.py")
+
+
 @pytest.mark.covers("R5")
 @pytest.mark.timeout(300)  # as above
 def test_a_clean_environment_has_it_by_one_command(tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ from piecework.errors import NoNodeError
 from piecework.ids import new_id
 
 _PENDING = "a node decides in a moment: runs list"
+_NOBODY = (
+    "no workflow was interested in it, and no waiting run: `piecework workflows list` tells what starts one, "
+    "`piecework runs explain RUN_ID --event ID` why a run did not wake"
+)
 
 events = App("events", help="Tell the node that something happened.")
 
@@ -55,12 +59,21 @@ async def publish(
     say(f"event {receipt['event_id']} is durable")
     rows = [
         (
-            result["run_id"],
+            result["run_id"] or result["active_run_id"],
             result["outcome"],
             result["workflow_id"],
             result["trigger_id"] or None,
-            result["reason"] or (_PENDING if result["outcome"] == "pending" else None),
+            _why(result),
         )
         for result in receipt["dispatched"]
     ]
-    show_table(("run", "outcome", "workflow", "trigger", "reason"), rows, nothing="no workflow was interested in it")
+    show_table(("run", "outcome", "workflow", "trigger", "reason"), rows, nothing=_NOBODY)
+
+
+def _why(result: dict[str, Any]) -> str | None:
+    if result["outcome"] == "pending":
+        return result["reason"] or _PENDING
+    if result["active_run_id"] and not result["run_id"]:
+        return f"{result['reason']}: that run has the place"
+    reason: str | None = result["reason"]
+    return reason

@@ -245,7 +245,7 @@ def show_run(run: dict[str, Any]) -> None:
             ("expires", _both(run["expires_at"])),
             ("ended", _both(run["ended_at"])),
             ("attempt", run["attempt"] or None),
-            ("resumed", f"{run['resume_count']} times" if run["resume_count"] else None),
+            ("resumed", _times(run["resume_count"])),
             ("error", error_text(run["error"])),
             ("result", run["result"]),
             ("trace", (run["error"] or {}).get("trace")),
@@ -259,6 +259,10 @@ def _progress(run: dict[str, Any]) -> str | None:
     if not told:
         return None
     return f"{told['fraction']:.0%}" + (f", {told['message']}" if told["message"] else "")
+
+
+def _times(number: int) -> str | None:
+    return None if not number else "once" if number == 1 else f"{number} times"
 
 
 def _what_next(run: dict[str, Any]) -> str | None:

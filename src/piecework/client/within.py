@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from piecework.bus.event import hops_of_event
 from piecework.errors import InvalidStateError
-from piecework.run.intake import Receipt, check_event
+from piecework.run.intake import check_event
 from piecework.store.inbox import put_into_inbox
 from piecework.store.records import Inbox
+from piecework.workspace.context import Promised
 
 if TYPE_CHECKING:
     from piecework.bus.event import Event
     from piecework.store.contract import Store
 
 
-async def publish_within(connection: Any, event: Event, store: Store, *, limit_bytes: int, now: int) -> Receipt:
+async def publish_within(connection: Any, event: Event, store: Store, *, limit_bytes: int, now: int) -> Promised:
     """Publishes an event together with what the caller's transaction commits, or not at all.
 
     Args:
@@ -37,7 +38,7 @@ async def publish_within(connection: Any, event: Event, store: Store, *, limit_b
 
     assert isinstance(store, PostgresStore)
     await put_into_inbox(connection, row, schema=store.link.address.place.schema)
-    return Receipt(row.event_id, None)
+    return Promised(row.event_id)
 
 
 def no_transactions(store: str) -> InvalidStateError:

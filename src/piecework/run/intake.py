@@ -52,12 +52,11 @@ class Receipt:
 
     Attributes:
         event_id: The event's id, made when none was given.
-        dispatched: What became of it at each trigger that it matched and at each run that waited for it; None where it
-            goes along with a transaction of the caller's own, which has still to commit.
+        dispatched: What became of it at each trigger that it matched and at each run that waited for it.
     """
 
     event_id: str
-    dispatched: list[DispatchResult] | None
+    dispatched: list[DispatchResult]
 
 
 class Intake:

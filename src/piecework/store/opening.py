@@ -36,18 +36,11 @@ def store_for(
         ValidationError: It names no kind of store that there is.
         MissingExtraError: PostgreSQL's driver is not installed.
     """
-    scheme = url.partition(":")[0]
-    if scheme == "sqlite":
+    check_kind(url)
+    if url.startswith("sqlite:"):
         from piecework.store.sqlite import SqliteStore, sqlite_path
 
         return SqliteStore(sqlite_path(url))
-    if scheme not in {"postgresql", "postgres"}:
-        if scheme.startswith(("postgresql+", "postgres+")):
-            raise ValidationError(
-                f"a store has a driver of its own: begin with postgresql:, without {scheme[10:]!r:.40}"
-            )
-        # The address may hold a password, so it is not repeated.
-        raise ValidationError(f"a store that begins with {scheme!r:.40} is not known: use {_KINDS}")
     try:
         from piecework.store.postgres import PostgresStore
     except ModuleNotFoundError as error:
@@ -62,3 +55,18 @@ def store_for(
         reconnect_seconds=reconnect_seconds,
         create=create,
     )
+
+
+def check_kind(url: str) -> None:
+    """Refuses an address that names no kind of store that there is.
+
+    Raises:
+        ValidationError: It does not begin with one.
+    """
+    scheme = url.partition(":")[0]
+    if scheme in {"sqlite", "postgresql", "postgres"}:
+        return
+    if scheme.startswith(("postgresql+", "postgres+")):
+        raise ValidationError(f"a store has a driver of its own: begin with postgresql:, without {scheme[10:]!r:.40}")
+    # The address may hold a password, so it is not repeated.
+    raise ValidationError(f"a store that begins with {scheme!r:.40} is not known: use {_KINDS}")

@@ -8,6 +8,7 @@ import msgspec
 
 from piecework.container.state import State, merge
 from piecework.errors import ClosedError, ValidationError
+from piecework.store.opening import check_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,6 +79,8 @@ class StoreRegistry:
         url = store if isinstance(store, str) else getattr(store, "url", None)
         if not isinstance(url, str) or not url:
             raise ValidationError(f"StoreRegistry needs the address of a store, not {store!r:.80}: 'sqlite:///FILE'")
+        if isinstance(store, str):
+            check_kind(url)
         self.url = url
         self._runtime: Runtime | None = None
         self._executor: Executor | None = None
