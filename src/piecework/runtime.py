@@ -113,12 +113,15 @@ class Runtime(Door):
             grace_seconds: How long runs may go on; `close_timeout_seconds` when not given.
 
         Raises:
+            InvalidStateError: It is called by a step of a run, which it would interrupt.
             ExceptionGroup: Something failed to close; all was closed.
         """
         app = self._app
         if app is None or self._closing:
             await super().stop(grace_seconds=grace_seconds)
             return
+        if app.is_open:
+            self._check_outside("stop the runtime", "Have it stopped where it was opened")
         async with self._opening:
             self._stopped = True
             if not app.is_open:

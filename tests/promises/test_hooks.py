@@ -22,7 +22,7 @@ from piecework import (
 from piecework.errors import ValidationError
 from piecework.run.lifecycle import Status
 from piecework.store.records import Run, Slot
-from promises.flows import ended, flow, keep, nothing, paused, run_id_of
+from promises.flows import asks, ended, flow, keep, nothing, paused, run_id_of
 
 LIMIT = 20
 ALL_HOOKS = ("on_prepare", "on_complete", "on_resume", "on_cleanup", "on_dispatch")
@@ -225,6 +225,36 @@ async def test_a_failing_on_resume_pauses_the_run_again(make_app):
         assert (result.ok, result.metadata.status, "try 1" in result.error.message) == (False, "paused", True)
         result = await app.runtime.wait(run_id, timeout_seconds=LIMIT)
     assert (result.error.code, tries) == ("EXECUTION_FAILED", [3, 3, 3])
+
+
+async def test_a_resume_from_the_buffer_has_all_its_tries(make_app):
+    """A resume from the buffer has three tries of `on_resume` like any other, whatever failed before earlier stages."""
+    tries, bad = [], []
+
+    async def ask(ctx):
+        await asks(ctx, "more")
+        await ctx.workspace.publish("more", {"n": 2})
+
+    async def resume(ctx):
+        tries.append(ctx.state["n"])
+        if tries.count(ctx.state["n"]) < 3 or bad:
+            raise RuntimeError(f"try {len(tries)}")
+
+    stages = [Stage("first", router=pause()), Stage("ask", steps=[ask], router=pause()), Stage("end")]
+    async with make_app() as app:
+        await hooked(app, Workflow("flow", on="go", stages=stages), on_resume=resume)
+        run_id = await paused(app, await app.publish("go"))
+        assert (await app.runtime.resume(run_id, {"n": 1})).error.code == "EXECUTION_FAILED"
+        assert (await app.runtime.wait(run_id, timeout_seconds=LIMIT)).ok
+        assert tries == [1, 1, 1, 2, 2, 2]
+        bad.append(True)
+        run_id = await paused(app, await app.publish("go"))
+        await app.runtime.abort(run_id)
+        stages[:] = [stages[1], stages[2]]
+        await hooked(app, Workflow("buffer", on="go on", stages=stages), on_resume=resume)
+        tries.clear()
+        assert (await ended(app, await app.publish("go on"))).error.code == "EXECUTION_FAILED"
+        assert tries == [2, 2, 2]
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

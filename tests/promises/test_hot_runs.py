@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from piecework import Service, Settings, Stage, WaitFor, Workflow, pause
+from piecework import Service, Settings, SingletonLoop, Stage, WaitFor, Workflow, pause
 
 from .flows import asks, ended, nothing, paused
 
@@ -174,6 +174,46 @@ async def test_what_ends_a_paused_run_closes_its_services(make_app, ledgers, how
         if how != "close":
             assert (hot(app), ledgers.closed) == (0, 1)
     assert (ledgers.made, ledgers.closed) == (1, 1)
+
+
+async def test_an_event_that_ends_a_paused_run_closes_its_services(make_app):
+    """The services of a paused run that an event replaces are closed at once, not when the window is over."""
+    closed = asyncio.Queue()
+
+    def open_port(ctx):
+        ctx.on_cleanup(lambda: closed.put_nowait(ctx.run_id))
+        return object()
+
+    async def use(ctx):
+        await ctx.require("port")
+
+    stages = [Stage("a", steps=[use], wait=WaitFor("more")), Stage("b")]
+    services = [Service("port", factory=open_port, scope="run")]
+    replacing = SingletonLoop(on_busy="replace")
+    async with make_app(Workflow("flow", on="go", stages=stages, services=services), mode=replacing) as app:
+        run_id = await paused(app, await app.publish("go"))
+        await kept(app)
+        (result,) = (await app.publish("go")).dispatched
+        assert (result.outcome, await asyncio.wait_for(closed.get(), 20)) == ("replaced", run_id)
+
+
+async def test_a_run_that_ends_as_it_pauses_keeps_nothing(make_app, ledgers):
+    """Services are not kept of a run that was ended between the commit of its pause and the end of its task."""
+    async with make_app(flow(ledgers, [])) as app:
+        executor, over = app.runtime._executor, asyncio.Event()
+        settle = executor._settle
+
+        async def ends_meanwhile(flight, error):
+            ended = await settle(flight, error)
+            await app.runtime.abort(flight.run.run_id)
+            over.set()
+            return ended
+
+        executor._settle = ends_meanwhile
+        await app.publish("go")
+        await asyncio.wait_for(over.wait(), 20)
+        await app.runtime._node.let_end("workflow", "flow")
+        assert (hot(app), ledgers.made, ledgers.closed) == (0, 1, 1)
 
 
 @pytest.mark.covers("N330")

@@ -89,9 +89,11 @@ async def test_a_condition_may_name_the_state(make_app):
 
 
 async def test_a_condition_that_names_nothing_is_refused(make_app):
-    """A condition that names what the state does not have fails where it is registered, and says so."""
+    """A condition that names what the state does not have fails its run, and says so; its stage has not completed."""
     async with make_app(waiting(WaitFor("more", id={"$state": "order.id"}))) as app:
         result = await ended(app, await app.publish("go"))
+        told = [entry.type for entry in await app.runtime.timeline(result.metadata.run_id)]
+    assert (told[-1], "stage:completed" in told) == ("run:failed", False)
     assert result.error.code == "VALIDATION_ERROR"
     assert "'order.id'" in result.error.message
 

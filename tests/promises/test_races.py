@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sqlite3
 import sys
 
@@ -25,6 +26,7 @@ from piecework import (
     Workflow,
     jump,
     pause,
+    terminate,
 )
 from piecework.errors import ValidationError
 from piecework.store.items import Claim, CommitStage
@@ -545,6 +547,25 @@ async def test_a_loop_that_waits_for_the_same_misses_nothing(make_app):
     assert seen == list(range(1, rounds + 1))
 
 
+async def test_a_loop_that_waits_for_less_misses_nothing(make_app):
+    """What comes between two rounds is kept for the types that the next round waits for too, and only for those."""
+
+    async def hurry(ctx):
+        if ctx.state["n"] == 1:
+            for event in ("late", "paid"):
+                await ctx.workspace.publish(event, {"n": 2})
+
+    def awaited(view):
+        return WaitFor("paid", "late") if view.state["n"] == 0 else WaitFor("paid")
+
+    again = Stage("b", steps=[hurry], router=lambda view: jump("a") if view.state["n"] == 1 else terminate)
+    async with make_app(Workflow("flow", on="go", stages=[Stage("a", wait=awaited), again])) as app:
+        run_id = await paused(app, await app.publish("go", {"n": 0}))
+        await app.publish("late", {"n": 1})
+        state = (await came_to(app, run_id)).unwrap().state
+    assert (state["n"], state["__resume_event__"]["type"]) == (2, "paid")
+
+
 async def test_cancelling_one_registration_keeps_the_events_of_the_other(make_app):
     """`cancel` of one of two registrations forgets what was kept for it, and nothing of the other's."""
     seen = []
@@ -619,6 +640,50 @@ async def test_a_mode_that_leaves_more_room_lets_the_queue_go(make_app):
         for receipt in receipts:
             await paused(app, receipt)
     assert [started.get_nowait() for _ in range(started.qsize())] == [0, 1, 2, 3]
+
+
+async def test_a_step_that_fails_while_it_is_interrupted_is_shown(make_app, caplog):
+    """What a step raises when it is cut off is a line in the log, not an exception that nobody retrieved."""
+    reached, tries = asyncio.Event(), []
+
+    async def stumbles(ctx):
+        tries.append(ctx.run_id)
+        if len(tries) > 1:
+            return
+        reached.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise RuntimeError("in its clean-up") from None
+
+    async with make_app(flow(stumbles)) as app:
+        run_id = run_id_of(await app.publish("go"))
+        await reached.wait()
+        await app.runtime.register(flow(stumbles), replace=True)
+        assert (await came_to(app, run_id)).ok
+    gc.collect()
+    assert "in its clean-up" in caplog.text
+    assert "never retrieved" not in caplog.text
+
+
+async def test_an_event_that_waits_is_not_decided_without_its_workflow(make_app):
+    """A pending event is left pending by a node that loses its workflow between the look at it and the decision."""
+    async with make_app(flow(version="1")) as app:
+        dispatcher = app.runtime._intake.on_left.__self__
+        await app.runtime._leaving.give_way("flow")
+        receipt = await app.publish("go")
+        assert [result.outcome for result in receipt.dispatched] == ["pending"]
+
+        async def a_moment_ago():
+            return {"flow": "1"}
+
+        newest, dispatcher._newest_here = dispatcher._newest_here, a_moment_ago
+        await dispatcher.look()
+        dispatcher._newest_here = newest
+        assert await app.runtime.list_all_runs() == []
+        started = asyncio.Queue()
+        await app.runtime.register(flow(version="1"), on_complete=started.put)
+        assert (await asyncio.wait_for(started.get(), LIMIT)).ok
 
 
 async def test_more_concurrency_lets_the_queue_go(make_app, gate):

@@ -74,6 +74,16 @@ async def test_invoke_is_outside_the_mode(make_app, gate):
         assert (await ended(app, first)).ok
 
 
+async def test_a_run_id_names_one_call(make_app):
+    """`invoke` under the id of another workflow's run answers CONFLICT, not what that run came to."""
+    async with make_app(flow(id="one"), flow(id="two")) as app:
+        one = [await app.runtime.invoke("one", "default", Event("go"), run_id="mine") for _ in range(2)]
+        assert [result.unwrap().status for result in one] == ["completed"] * 2
+        two = await app.runtime.invoke("two", "default", Event("go"), run_id="mine")
+        assert (two.error.code, two.metadata) == ("CONFLICT", None)
+        assert len(await app.runtime.list_all_runs()) == 1
+
+
 @pytest.mark.parametrize(("workflow", "trigger"), [("flaw", "default"), ("flow", "defualt")])
 async def test_invoke_of_what_is_not_there_answers_not_found(make_app, workflow, trigger):
     """`invoke` of an unknown workflow or trigger answers NOT_FOUND with near names, and there is no run."""
@@ -99,6 +109,17 @@ async def test_a_failed_run_is_a_value_with_its_error(make_app):
         assert (info.status, info.error["code"]) == ("failed", "EXECUTION_FAILED")
         paths = [entry.path for entry in await app.runtime.timeline(info.run_id) if entry.type == "step:failed"]
         assert paths == ["only/fails"]
+
+
+@pytest.mark.parametrize("patch", [{"__run_meta__": {}}, {"__resume_event__": {}}, {"n": object()}, 5, [1]])
+@pytest.mark.parametrize("verb", ["resume", "signal"])
+async def test_a_patch_that_cannot_be_is_refused(make_app, verb, patch):
+    """A patch that is no mapping, not JSON, or of the runtime's own keys is refused as a value; nothing is changed."""
+    async with make_app(WAITS) as app:
+        run_id = await paused(app, await app.publish("go"))
+        result = await getattr(app.runtime, verb)(run_id, patch)
+        assert (result.error.code, result.metadata.status) == ("VALIDATION_ERROR", "paused")
+        assert (await app.runtime.get(run_id)).resume_count == 0
 
 
 @pytest.mark.covers("R43")
@@ -300,6 +321,21 @@ async def test_a_step_may_deregister_its_own_workflow(make_app):
         assert not app.runtime.has_workflow("flow")
         result = await app.runtime.wait(run_id, timeout_seconds=20)
         assert (result.error.code, ran) == ("ABORTED", [])
+
+
+@pytest.mark.parametrize("what", ["replace", "stop"])
+async def test_a_step_cannot_interrupt_itself(make_app, what):
+    """A step that would replace its own workflow, or stop the runtime, is refused: all stays as it is."""
+
+    async def act(ctx):
+        runtime = ctx.workspace.host.runtime
+        await (runtime.register(flow(), replace=True) if what == "replace" else runtime.stop())
+
+    async with make_app(flow(act)) as app:
+        result = await ended(app, await app.publish("go"))
+        assert (result.error.code, app.runtime.has_workflow("flow")) == ("INVALID_STATE", True)
+        assert result.metadata.run_id in result.error.message
+        assert [r.outcome for r in (await app.publish("go")).dispatched] == ["started"]
 
 
 @pytest.mark.covers("R54")

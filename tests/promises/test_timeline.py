@@ -130,11 +130,12 @@ async def test_a_run_without_services_of_its_own_is_not_looked_at(make_app):
 
 
 async def test_secrets_stand_in_no_timeline_and_no_log_line(make_app, caplog):
-    """Variables and what is called a secret are replaced in log lines and failures; the state keeps them."""
+    """Variables and what is called a secret are replaced in log lines, progress and failures; the state keeps them."""
 
     async def leak(ctx):
         ctx.logger.info("with hush-app and hush-flow", password="open", deep={"api_key": "k", "n": 1}, tokens=3)
         ctx.logger.bind(token="t").warning("more", iban="DE00")
+        ctx.progress(0.5, "asked hush-app")
         return {"password": "kept", "why": "hush-app"}
 
     async def fail(ctx):
@@ -150,7 +151,9 @@ async def test_secrets_stand_in_no_timeline_and_no_log_line(make_app, caplog):
             result = await ended(app, receipt)
             told = await app.runtime.timeline(run_id_of(receipt))
             state = await app.runtime.state(run_id_of(receipt))
-    lines = [entry.payload for entry in told if entry.source == "logger"]
+            info = await app.runtime.get(run_id_of(receipt))
+    assert info.progress.message == "asked [redacted]"
+    lines = [entry.payload for entry in told if entry.type.startswith("log.")]
     assert lines[0]["message"] == "with [redacted] and [redacted]"
     assert {k: v for k, v in lines[0]["fields"].items() if k not in {"run_id", "workflow_id"}} == {
         "password": "[redacted]",

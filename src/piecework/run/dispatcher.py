@@ -145,7 +145,7 @@ class Dispatcher:
         return some
 
     async def _newest_here(self) -> dict[str, str | None]:
-        versions = {name: version for kind in self._kinds.values() for name, version in kind.versions().items()}
+        versions = self._versions()
         if not versions:
             return {}
         rows: list[RouteRow] = await self._store.read(
@@ -154,8 +154,15 @@ class Dispatcher:
         newest = {row.workflow_id: row.version for row in rows}
         return {name: version for name, version in versions.items() if newest.get(name, version) == version}
 
+    def _versions(self) -> dict[str, str | None]:
+        """The workflows that are registered here at this moment, each with its version."""
+        return {name: version for kind in self._kinds.values() for name, version in kind.versions().items()}
+
     async def _dispatch(self, row: Delivery, stored: EventRow, version: str | None) -> None:
         event = as_event(stored)
+        versions = self._versions()
+        if row.workflow_id not in versions or versions[row.workflow_id] != version:
+            return  # it has left since we looked: no trigger of it would be found here, and the event waits for it
         routes: Sequence[Route] = [
             route
             for kind in self._kinds.values()

@@ -258,14 +258,14 @@ def _replace_stage_waits(draft: Draft, run: Run, park: Park, now: int) -> None:
     for wait in draft.of_run(Wait, run.run_id):
         if wait.stage and asked.get(wait.identity()) != wait.clauses:
             draft.remove(Wait, *wait.identity())
-            _forget_buffered(draft, run.run_id, {wait.wait_id})
+            _forget_buffered(draft, run.run_id, {(wait.wait_id, wait.event_type)})
     for wait in park.waits:
         draft.add(replace(wait, registered_at=now))
 
 
-def _forget_buffered(draft: Draft, run_id: str, wait_ids: set[str]) -> None:
+def _forget_buffered(draft: Draft, run_id: str, waits: set[tuple[str, str]]) -> None:
     for row in draft.of_run(Buffered, run_id):
-        if row.wait_id in wait_ids:
+        if (row.wait_id, row.event_type) in waits:
             draft.remove(Buffered, *row.identity())
 
 
@@ -278,7 +278,7 @@ def decide_register(draft: Draft, item: Register, now: int) -> int:
     doomed = mine if item.cancel is None else [wait for wait in mine if wait.wait_id in item.cancel]
     for wait in doomed:
         draft.remove(Wait, *wait.identity())
-    _forget_buffered(draft, run.run_id, {wait.wait_id for wait in doomed})
+    _forget_buffered(draft, run.run_id, {(wait.wait_id, wait.event_type) for wait in doomed})
     for wait in item.waits:
         draft.add(replace(wait, registered_at=now))
     return len(draft.of_run(Wait, run.run_id))
@@ -355,6 +355,8 @@ def decide_unresume(draft: Draft, item: Unresume, now: int) -> int:
     waiting_for = sorted({wait.event_type for wait in draft.of_run(Wait, run.run_id)})
     if item.unclaimed:
         run = replace(run, error=item.error, due_at=None)
+    elif not run.attempt:  # it went on from its buffer, with no claim: this was its first try all the same
+        run = replace(run, attempt=1)
     _pause(draft, write_entries(draft, run, (said,), now), waiting_for, item.due_at, now)
     return run.attempt
 

@@ -350,14 +350,14 @@ def check_event(event: Event, *, limit_bytes: int) -> tuple[str, bytes]:
     return event_id, encode_mapping(event.payload, what="payload", limit_bytes=limit_bytes)
 
 
-def check_payload(payload: Any) -> None:
-    """Refuses payloads that would reach into a run's own state.
+def check_payload(payload: Any, what: str = "payload") -> None:
+    """Refuses payloads, and patches, that would reach into a run's own state.
 
     Raises:
         ValidationError: It is not a mapping, or a key begins with two underscores.
     """
     if not isinstance(payload, dict):
-        raise ValidationError(f"payload is a {type(payload).__name__}, not a mapping: pass a dict", path="payload")
+        raise ValidationError(f"{what} is a {type(payload).__name__}, not a mapping: pass a dict", path=what)
     for key in payload:
         if isinstance(key, str) and key.startswith("__"):
-            raise ValidationError(f"payload key {key!r} is reserved: names with two underscores are the runtime's own")
+            raise ValidationError(f"{what} key {key!r} is reserved: names with two underscores are the runtime's own")

@@ -175,6 +175,7 @@ class LogBook:
 
     def progress(self, fraction: float, message: str | None, path: str) -> None:
         """Takes in how far a step is, from any thread. Of what one step says in a batch the newest is kept."""
+        message = None if message is None else self.redaction.text(message)
         self._progress = (fraction, message)
         payload = encode({"fraction": fraction, "message": message})
         entry = NewEntry(type="step:progress", path=path, payload=payload)

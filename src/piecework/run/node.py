@@ -81,6 +81,7 @@ class Node:
 
     Attributes:
         on_signal: Called with the id of a run that executes here and was sent a signal.
+        on_ended: Called with the id of a run that a commit here has ended while nobody had it.
         timelines: What is written to its runs' timelines beside their decisions.
         ready: False while the store is full or away: what runs waits, nothing new is taken.
     """
@@ -104,6 +105,7 @@ class Node:
         self.node_id = node_id
         self.ready = True
         self.on_signal: Callable[[str], None] = _nobody
+        self.on_ended: Callable[[str], None] = _nobody
         self._lease_seconds = lease_seconds
         self._forsaken_seconds = forsaken_seconds
         self._version = version
@@ -231,6 +233,7 @@ class Node:
     def told_to_end(self, told: Aborting) -> None:
         """Does what follows when a commit has told a run to end."""
         if told.owner is None:
+            self.on_ended(told.run_id)
             self.news.announce(told.run_id, Status.ABORTED)
         elif told.owner == self.node_id:
             self.abort(told.run_id, told.reason)
@@ -551,4 +554,4 @@ class Node:
 
 
 def _nobody(_run_id: str) -> None:
-    """No kind of work here takes signals."""
+    """No kind of work here wants to hear of it."""

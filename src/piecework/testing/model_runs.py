@@ -125,7 +125,7 @@ class Model(Events):
 
     def _park(self, run: ModelRun, park: items.Park, now: int) -> None:
         same = {wait.identity(): wait.clauses for wait in park.waits}
-        run.forget({wait.wait_id for key, wait in run.waits.items() if wait.stage and same.get(key) != wait.clauses})
+        run.forget({key for key, wait in run.waits.items() if wait.stage and same.get(key) != wait.clauses})
         for wait in park.waits:
             run.waits[wait.wait_id, wait.event_type] = replace(wait, registered_at=now)
         run.stage = park.stage
@@ -147,7 +147,7 @@ class Model(Events):
         self._check_held(run)
         if run.status in ENDED:
             raise Refused(InvalidStateError)
-        run.forget({wait.wait_id for wait in run.waits.values()} if item.cancel is None else set(item.cancel))
+        run.forget({key for key in run.waits if item.cancel is None or key[0] in item.cancel})
         for wait in item.waits:
             run.waits[wait.wait_id, wait.event_type] = replace(wait, registered_at=now)
         return len(run.waits)
@@ -250,6 +250,8 @@ class Model(Events):
             raise Refused(InvalidStateError)
         run.lines.append("run:unresumed")
         run.due = None
+        if not item.unclaimed:
+            run.attempt = max(1, run.attempt)
         self.let_go(run, item.due_at, now)
         return run.attempt
 

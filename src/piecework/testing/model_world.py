@@ -112,10 +112,10 @@ class ModelRun:
                 return {**patch, "__events__": events}
         return None
 
-    def forget(self, wait_ids: set[str]) -> None:
-        """Waits no longer, and forgets what was kept because of it."""
-        self.waits = {key: wait for key, wait in self.waits.items() if wait.wait_id not in wait_ids}
-        self.kept = {seq: kept for seq, kept in self.kept.items() if kept[0] not in wait_ids}
+    def forget(self, keys: set[tuple[str, str]]) -> None:
+        """Waits for these event types no longer, and forgets what was kept because of that."""
+        self.waits = {key: wait for key, wait in self.waits.items() if key not in keys}
+        self.kept = {seq: kept for seq, kept in self.kept.items() if (kept[0], kept[2]) not in keys}
 
     def forget_all(self) -> None:
         """What an ended run does not need."""

@@ -111,6 +111,7 @@ class Executor:
         """Says which node commits for this executor."""
         self._node = node
         node.on_signal = self.signalled
+        node.on_ended = self.let_go
 
     @property
     def node(self) -> Node:
@@ -157,12 +158,30 @@ class Executor:
         if flight is not None:
             flight.signals_wait = True
 
+    def let_go(self, run_id: str) -> None:
+        """Closes what is kept of a run that has ended while nobody had it; does not wait for that."""
+        flight = self.flights.get(run_id)
+        if flight is not None:  # it has paused, and its services were about to be kept
+            flight.ended_at_rest = True
+        self.hot.let_go(run_id)
+
     def carries_caller(self, workflow_id: str) -> bool:
         """Whether the calling code is part of a run of this workflow, or of one of its hooks."""
         if calling_workflow() == workflow_id:
             return True
         flight = self.calling_flight()
         return flight is not None and flight.run.workflow_id == workflow_id
+
+    def interrupts_caller(self, workflow_id: str | None = None) -> str | None:
+        """The run whose stages the calling code is a part of, so that it cannot wait until that has been interrupted.
+
+        Args:
+            workflow_id: Whose runs are to be interrupted; None means all.
+        """
+        flight = self.calling_flight()
+        if flight is None or flight.body is None or flight.body.done():
+            return None
+        return flight.run.run_id if workflow_id in (None, flight.run.workflow_id) else None
 
     def calling_flight(self) -> Flight | None:
         """The run that the calling code is a part of, if it is part of one."""
@@ -413,6 +432,7 @@ class Executor:
         except asyncio.CancelledError:
             flight.body.cancel()
             await asyncio.wait({flight.body}, timeout=self._abort_grace_seconds)
+            self._leave(flight.body)
             raise
         if flight.abort_reason is not None:
             if flight.body.done():
@@ -429,9 +449,13 @@ class Executor:
         """The end of an aborted run; a step that ignored its cancel is left to itself: the store refuses its writes."""
         if flight.body is not None and not flight.body.done():
             flight.note("abort:forced", flight.stage or "", grace_seconds=self._abort_grace_seconds)
-            self._left.add(flight.body)
-            flight.body.add_done_callback(self._see_off)
+            self._leave(flight.body)
         return AbortedError(f"run {flight.run.run_id} was aborted: {flight.abort_reason}")
+
+    def _leave(self, body: asyncio.Task[None]) -> None:
+        """Leaves steps to themselves; what becomes of them is shown."""
+        self._left.add(body)
+        body.add_done_callback(self._see_off)
 
     def _see_off(self, body: asyncio.Task[None]) -> None:
         """Shows what became of steps that were abandoned."""
@@ -453,15 +477,18 @@ class Executor:
         self, flight: Flight, stage: Stage, state: dict[str, Any], instruction: Instruction, wait_for: WaitFor | None
     ) -> None:
         target = target_of(flight.pipeline, stage, instruction)
+        waits = () if wait_for is None else waits_of(wait_for, flight.run.run_id, stage=stage.id, state=state)
+        going_on = instruction.action == "pause" or target is not None
+        encoded = encode_mapping(state, what="the run's state", limit_bytes=self._limit) if going_on else b""
+        # What may be refused has been: from here on the stage is told as completed.
         flight.state = state
         flight.stage = target
         flight.note_change("stage:completed", stage.id, next=target, instruction=instruction.action)
-        if instruction.action != "pause" and target is None:
+        if not going_on:
             flight.visit += 1  # the settle that follows at once carries the state
             return
         then: Continue | Park
         if instruction.action == "pause":
-            waits = () if wait_for is None else waits_of(wait_for, flight.run.run_id, stage=stage.id, state=state)
             seconds = instruction.timeout_seconds
             then = Park(stage=target, waits=waits, timeout=None if seconds is None else micros(seconds))
         else:
@@ -471,7 +498,7 @@ class Executor:
             run_id=flight.run.run_id,
             epoch=flight.run.epoch,
             visit=flight.visit,
-            state=encode_mapping(state, what="the run's state", limit_bytes=self._limit),
+            state=encoded,
             signalled=flight.signalled,
             entries=flight.take_entries(),
             then=then,
@@ -490,6 +517,7 @@ class Executor:
             raise _Parked
         if progress.outcome == "resumed":
             flight.stages_in_a_row = 0
+            flight.run = replace(flight.run, attempt=0)  # as its row says: this resume has not been tried yet
         if progress.outcome == "resumed" and progress.patch is not None:
             flight.state = resumed(flight.state, msgspec.json.decode(progress.patch))
             flight.note_resumed()

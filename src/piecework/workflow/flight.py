@@ -40,7 +40,8 @@ _SERVICE_EVENTS = (
 class Flight:
     """A run while it executes here: what the store last said, and what has happened since.
 
-    `resumed` says that it goes on with a patch that `on_resume` has not seen, `ended` and `ended_as` what it came to.
+    `resumed` says that it goes on with a patch that `on_resume` has not seen, `ended` and `ended_as` what it came to,
+    `ended_at_rest` that it was ended from outside as soon as it had paused.
     `told` is the state as the entries of the timeline tell it so far, those of the next commit included; None before
     the first that does.
     """
@@ -63,6 +64,7 @@ class Flight:
     signalled: int = 0
     window_seconds: float | None = None
     parked: bool = False
+    ended_at_rest: bool = False
     again: int = 0
     seen: tuple[str | None, dict[str, Any]] | None = None
     told: dict[str, Any] | None = None

@@ -110,6 +110,10 @@ class HotRuns:
         await self.drop_run(run_id)
         return None
 
+    def let_go(self, run_id: str) -> None:
+        """Begins to close what is kept of a run that has ended."""
+        self._cool(run_id)
+
     async def drop_run(self, run_id: str) -> None:
         """Closes what is kept of a run; returns when its services are closed."""
         self._cool(run_id)
@@ -186,7 +190,7 @@ class HotRoom:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        parked = exc_type is None and self._flight.parked and self._is_current()
+        parked = exc_type is None and self._flight.parked and self._is_current() and not self._flight.ended_at_rest
         if not (parked and self._hot.keep(self._flight, self._opening)):
             await self._opening.__aexit__(exc_type, error, trace)
 

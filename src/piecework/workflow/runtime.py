@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from piecework.bus.event import Event
 from piecework.container.state import in_json
 from piecework.errors import (
     BusyError,
+    ConflictError,
     InvalidStateError,
     NotFoundError,
     PieceworkError,
@@ -40,7 +42,7 @@ from piecework.workflow.result import Result, RunMetadata, error_from, result_of
 from piecework.workflow.standing import standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from piecework.clock import Clock
     from piecework.run.admission import Mode
@@ -128,6 +130,7 @@ class Runtime(Looking):
         Raises:
             StoppedError: The runtime has stopped, or stopped meanwhile.
             ConflictError: A workflow of that id is registered, or is being registered by another call.
+            InvalidStateError: A step of the workflow would replace it: it would be interrupted itself.
             DuplicateKeyError: A service id is reserved, or given twice.
             ValidationError: It is no workflow, or a service's scope does not fit.
             StoreError: It could not be made known.
@@ -142,6 +145,8 @@ class Runtime(Looking):
         )
         if replace:
             self._registrar.check_open()
+            what = f"replace its own workflow {workflow.id!r}"
+            self._check_outside(what, "Do it in on_complete, or where the app was opened", workflow.id)
             await self._leaving.give_way(workflow.id)
         await self._ready()
         await self._registrar.register(workflow, mode, hooks)
@@ -212,8 +217,10 @@ class Runtime(Looking):
             grace_seconds: How long runs may go on; `close_timeout_seconds` when not given.
 
         Raises:
+            InvalidStateError: It is called by a step of a run, which it would interrupt.
             ExceptionGroup: Services of some workflows failed to close; all were closed.
         """
+        self._check_outside("stop the runtime", "Have it stopped where it was opened")
         self._intake.commands = {}
         await self._registrar.stop()
         await self._leaving.stop(grace_seconds)
@@ -244,9 +251,10 @@ class Runtime(Looking):
             cancel_on_exit: Whether the run is aborted when its caller is cancelled; else it is left to itself.
 
         Returns:
-            NOT_FOUND without metadata when there is no such workflow or trigger; else what the run came to. With
-            admission="enforce" BUSY where the mode takes no run, with the outcome (dropped, rejected) and the active
-            run's id in the error's data; and where it signals, how the active run stands.
+            NOT_FOUND without metadata when there is no such workflow or trigger, CONFLICT without it when `run_id` is
+            the id of another one's run; else what the run came to. With admission="enforce" BUSY where the mode takes
+            no run, with the outcome (dropped, rejected) and the active run's id in the error's data; and where it
+            signals, how the active run stands.
         """
         try:
             await self._ready()
@@ -265,7 +273,7 @@ class Runtime(Looking):
             told_as = Event(event.type, event.payload, id=told["id"], space=event.space)
             return await self._invoke_in_mode(workflow_id, trigger_id, told_as, run_id, wait, cancel_on_exit)
         try:
-            await self._intake.enqueue(
+            made = await self._intake.enqueue(
                 KIND,
                 workflow_id,
                 {"event": told},
@@ -276,6 +284,8 @@ class Runtime(Looking):
                 version=workflow.version,
                 telling=registered.hooks.of_end,
             )
+            if made.duplicate and (other := await self._not_a_repeat(run_id, workflow_id, trigger_id)) is not None:
+                return Result(error=other)
             if not wait:
                 return result_of(run_info(await self._run(run_id)), {})
             return await self._result(await self._reached(run_id, "paused", 0))
@@ -312,6 +322,17 @@ class Runtime(Looking):
         except PieceworkError as error:
             return Result(error=error, metadata=await self._metadata(run_id))
 
+    async def _not_a_repeat(self, run_id: str, workflow_id: str, trigger_id: str) -> ConflictError | None:
+        """Says where the run of the id that a call names is something else's: its outcome is not the call's."""
+        run = await self._run(run_id)
+        if (run.kind, run.workflow_id, run.trigger_id) == (KIND, workflow_id, trigger_id):
+            return None
+        return ConflictError(
+            f"there is a run {run_id!r} already, of {run.kind} {run.workflow_id!r}, trigger {run.trigger_id!r}: give "
+            "this call a run_id of its own",
+            run_id=run_id,
+        )
+
     async def _abort_left(self, run_id: str) -> None:
         """Ends the run of a caller who was cancelled, if there is one."""
         if await self._rows(run_id):
@@ -334,9 +355,7 @@ class Runtime(Looking):
             run; INVALID_STATE, with nothing changed, for one that has ended or is no workflow's.
         """
         try:
-            given = in_json(dict(patch))
-            encoded = encode_mapping(given, what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
-            check_payload(decode(encoded))
+            encoded = self._patch(patch)
             run = await self._run(run_id)
             if run.kind != KIND:
                 raise InvalidStateError(
@@ -375,9 +394,8 @@ class Runtime(Looking):
             NOT_FOUND for an unknown run or stage; INVALID_STATE, with nothing changed, for one that is not paused;
             EXPIRED_DEFINITION, with nothing changed, for one that no living node's definition can carry.
         """
-        given = in_json(dict(patch or {}))
         try:
-            encode_mapping(given, what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
+            given = decode(self._patch({} if patch is None else patch))
             run = await self._run(run_id)
             if run.kind == KIND:
                 await self._check_goes_on(run, at)
@@ -420,6 +438,7 @@ class Runtime(Looking):
         if outcome.owner == self._node.node_id:
             self._node.abort(run_id, reason)
         if outcome.ended:
+            self._executor.let_go(run_id)
             self._node.news.announce(run_id, Status.ABORTED)
         self._node.wake()
 
@@ -452,6 +471,29 @@ class Runtime(Looking):
             ) from None
 
     # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _patch(self, patch: Mapping[str, Any]) -> bytes:
+        """What a caller wants to merge into a run's state, as it is stored.
+
+        Raises:
+            ValidationError: It is no mapping, not JSON, or reaches into the runtime's own part of the state.
+        """
+        given = in_json(dict(patch) if isinstance(patch, Mapping) else patch)
+        encoded = encode_mapping(given, what="the patch", limit_bytes=self._host.settings.payload_limit_bytes)
+        check_payload(given, "patch")
+        return encoded
+
+    def _check_outside(self, what: str, instead: str, workflow_id: str | None = None) -> None:
+        """Refuses what would interrupt the very stages that ask for it, and be left half done with that.
+
+        Raises:
+            InvalidStateError: A step of such a run, or a hook before one, has called it.
+        """
+        run_id = self._executor.interrupts_caller(workflow_id)
+        if run_id is not None:
+            raise InvalidStateError(
+                f"a step of run {run_id} cannot {what}: that interrupts the step itself. {instead}", run_id=run_id
+            )
 
     async def _ready(self) -> None:
         """Opens what is to be open; the runtime of an app is."""
