@@ -171,7 +171,6 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
     dispatcher = Dispatcher(store, kinds, intake, clock, partial(decide_fanout, intake.matches))
     if serving:
         intake.on_left = dispatcher.wake
-        intake.on_decided = executor.hooks.dispatched
     store.listen(lambda topics: _hear(topics, node, dispatcher))
     return Parts(
         store=store,

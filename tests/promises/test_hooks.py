@@ -521,6 +521,27 @@ async def test_a_step_that_ignores_its_end_is_left_behind(make_app):
     assert (told.outcome, "abort:forced" in entries, ran) == ("replaced", True, [0, 1])
 
 
+async def test_a_hook_that_does_not_let_go_is_left_behind(make_app):
+    """A hook that swallows its cancellation holds up neither its run's end, nor the next run, nor the app's end."""
+    release, calls = asyncio.Event(), []
+
+    async def deaf(*_args):
+        calls.append(1)
+        while len(calls) == 1 and not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async with make_app(settings=Settings(hook_timeout_seconds=0.05)) as app:
+        await hooked(app, flow(), mode=Serialized(), on_cleanup=deaf)
+        runs = [run_id_of(await app.publish("go")) for _ in range(2)]
+        for run_id in runs:
+            assert (await app.runtime.wait(run_id, timeout_seconds=LIMIT)).ok
+            await cleaned(app, run_id)
+        release.set()
+
+
 @pytest.mark.covers("E16")
 @pytest.mark.parametrize("between", ["settled", "told"])
 async def test_an_end_that_was_cut_off_is_told_again(make_app, between):

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LET_GO_SECONDS = 1.0
+"""How long a call whose time is over may take to let go."""
+
 _inside: contextvars.ContextVar[str] = contextvars.ContextVar("piecework_hook_of_workflow", default="")
 
 
@@ -101,6 +104,7 @@ class HookCalls:
         self._catalogue = catalogue
         self._timeout_seconds = timeout_seconds
         self._decided: defaultdict[str, deque[DispatchResult]] = defaultdict(deque)
+        self._left: set[asyncio.Task[None]] = set()
 
     async def call(
         self, name: str, fn: Callable[..., Any], args: Sequence[Any], run: Run, ws: Workspace | None
@@ -157,29 +161,46 @@ class HookCalls:
         run_id: str | None,
         ws: Workspace | None,
     ) -> ExecutionFailedError | None:
-        token = _inside.set(workflow_id)
         about = f"hook {name} of " + (f"run {run_id}" if run_id else f"workflow {workflow_id!r}")
+        token = _inside.set(workflow_id)
         try:
-            async with asyncio.timeout(self._timeout_seconds) as limit:
-                if ws is None:
-                    await invoke(fn, args, {}, self._host.threads)
-                else:
-                    await call_injected(fn, ws, args)
-        except TimeoutError as error:
-            if limit.expired():
-                late = TimeoutExceededError(f"{about} took longer than {self._timeout_seconds:g} s")
-                return _failed(about, late)
-            return _failed(about, error)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return _failed(about, error)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - what it raises is told; the run goes by what it came to
-            return _failed(about, error)
+            # A task of its own: one that swallows its cancellation is left behind, and holds nobody up.
+            task = asyncio.create_task(self._call(fn, args, ws), name=about)
         finally:
             _inside.reset(token)
-        return None
+        try:
+            await asyncio.wait({task}, timeout=self._timeout_seconds)
+        finally:
+            if not task.done():
+                await self._end(task)
+        if not task.done() or task.cancelled():
+            ended = task.cancelled() and not task.cancelling()
+            why = "raised CancelledError" if ended else f"took longer than {self._timeout_seconds:g} s"
+            return _failed(about, TimeoutExceededError(f"{about} {why}"))
+        error = task.exception()
+        return None if error is None else _failed(about, error)
+
+    async def _call(self, fn: Callable[..., Any], args: Sequence[Any], ws: Workspace | None) -> None:
+        try:
+            if ws is None:
+                await invoke(fn, args, {}, self._host.threads)
+            else:
+                await call_injected(fn, ws, args)
+        except SystemExit as error:
+            raise ExecutionFailedError(f"it called sys.exit({error.code!r})") from None
+
+    async def _end(self, task: asyncio.Task[None]) -> None:
+        """Cancels a call that took too long, and leaves it to itself when it does not let go."""
+        task.cancel()
+        await asyncio.wait({task}, timeout=_LET_GO_SECONDS)
+        if not task.done():
+            self._left.add(task)
+            task.add_done_callback(self._see_off)
+
+    def _see_off(self, task: asyncio.Task[None]) -> None:
+        self._left.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            signals.emit(signals.HOOK_FAILED, level="error", hook=task.get_name(), error=describe(error))
 
     def _show(self, name: str, workflow_id: str, error: Exception, **about: Any) -> None:
         signals.emit(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from piecework.errors import NotFoundError, StoppedError
@@ -22,7 +23,7 @@ from piecework.store.verbs.runs import abort
 from piecework.workflow.catalogue import KIND, Catalogue, Registered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from piecework.run.node import Node
     from piecework.store.contract import Store
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 REASON = "deregistered"
 _PAGE = 500
+_BEGIN = frozenset({"started", "queued", "replaced"})
 
 
 class Leaving:
@@ -65,6 +67,7 @@ class Leaving:
         self._turn = turn
         self._serving = serving
         self._stopped = False
+        self._ended: set[str] = set()
         self._waiting: set[asyncio.Future[str]] = set()
 
     async def announce(self, gone: Registered, *, own: str = "") -> bool:
@@ -79,6 +82,7 @@ class Leaving:
         workflow_id = gone.workflow.id
         if not self._serving or not await self._forget_routes(workflow_id):
             return False
+        self._ended.add(workflow_id)
         await self._drop_waiting(workflow_id)
         if own:
             await self._abort(own, tell=False)
@@ -101,6 +105,20 @@ class Leaving:
                 await self._end_runs(gone, grace_seconds, own, abort_paused=abort_paused)
         finally:
             await self._take_down(gone)
+
+    def decided(self, results: Sequence[DispatchResult]) -> None:
+        """Drops runs whose event was decided before their workflow left, and committed behind it."""
+        for result in results:
+            if result.run_id is not None and result.workflow_id in self._ended and result.outcome in _BEGIN:
+                self.late(result.workflow_id, result.run_id)
+
+    def late(self, workflow_id: str, run_id: str) -> None:
+        """Drops one run that came behind, unless its workflow is there again."""
+        if workflow_id in self._catalogue:
+            self._ended.discard(workflow_id)
+        elif workflow_id in self._ended:
+            work = partial(self._abort, run_id, dropping=True)
+            self._host.supervisor.call_safely(work)
 
     async def give_way(self, workflow_id: str) -> None:
         """Takes a workflow down for a definition that comes in its place: its runs and events are kept for that one."""

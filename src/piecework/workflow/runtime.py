@@ -42,13 +42,14 @@ from piecework.workflow.result import Result, RunMetadata, error_from, result_of
 from piecework.workflow.standing import standing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from piecework.clock import Clock
     from piecework.run.admission import Mode
     from piecework.run.intake import Intake
     from piecework.run.node import Node
     from piecework.store.contract import Store
+    from piecework.store.items import DispatchResult
     from piecework.store.records import Run
     from piecework.workflow.definition import Workflow
     from piecework.workflow.executor import Executor
@@ -94,6 +95,8 @@ class Runtime(Looking):
         intake.commands = commands_of(self)
         self._registrar = Registrar(host, store, node, intake, executor, catalogue, clock, env, serving=serving)
         self._leaving = Leaving(host, store, node, executor, catalogue, self._registrar.turn, serving=serving)
+        if serving:
+            intake.on_decided = self._decided
 
     # -- workflows -----------------------------------------------------------------------------------------------
 
@@ -225,6 +228,10 @@ class Runtime(Looking):
         await self._registrar.stop()
         await self._leaving.stop(grace_seconds)
 
+    def _decided(self, results: Sequence[DispatchResult], event_id: str | None) -> None:
+        self._leaving.decided(results)
+        self._executor.hooks.dispatched(results, event_id)
+
     # -- runs ----------------------------------------------------------------------------------------------------
 
     async def invoke(
@@ -284,6 +291,7 @@ class Runtime(Looking):
                 version=workflow.version,
                 telling=registered.hooks.of_end,
             )
+            self._leaving.late(workflow_id, run_id)
             if made.duplicate and (other := await self._not_a_repeat(run_id, workflow_id, trigger_id)) is not None:
                 return Result(error=other)
             if not wait:
