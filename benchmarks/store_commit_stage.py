@@ -13,7 +13,6 @@ import statistics
 import time
 from contextlib import asynccontextmanager
 from functools import partial
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import astuple, replace
@@ -78,10 +77,9 @@ def _end(run: Run, visit: int) -> CommitStage:
 def in_sqlite(request: Request) -> tuple[str, list[Any]] | None:
     """A write as `executemany` takes it."""
     match request:
-        case Update(records):
+        case Update(records, columns):
             record = type(records[0])
-            order = itemgetter(*statements.update_order(record))
-            return statements.update(record), [order(astuple(one)) for one in records]
+            return statements.update(record, columns), list(map(statements.update_order(record, columns), records))
         case Insert(records):
             return statements.insert(type(records[0])), [astuple(one) for one in records]
         case Put(records):
@@ -107,8 +105,8 @@ def in_postgres(request: Request) -> tuple[str, list[Any]] | None:
     """A write as `unnest` takes it."""
     sql: Any = importlib.import_module("piecework.store.postgres_sql")
     match request:
-        case Update(records):
-            return sql.update(type(records[0])), sql.as_json(records)
+        case Update(records, columns):
+            return sql.update(type(records[0]), columns), sql.as_json(records)
         case Insert(records):
             return sql.insert(type(records[0])), sql.as_json(records)
         case Put(records):

@@ -140,6 +140,13 @@ async def test_of_two_rows_with_one_key_the_last_stays(transaction):
     assert {row.name: row.data for row in await transaction.carry_out(VALUES)} == {"a": b"3", "b": b"4"}
 
 
+async def test_only_some_columns_are_replaced(transaction):
+    """A write of some columns leaves the others as they are."""
+    await transaction.carry_out(Insert([Space("a", 1, 2), Space("b", 3, 4)]))
+    await transaction.carry_out(Update([Space("a", 5, 6), Space("b", None, 6)], ("next_due",)))
+    assert await transaction.carry_out(Lock(Space, [("a",), ("b",)])) == [Space("a", 5, 2), Space("b", None, 4)]
+
+
 async def test_a_row_that_is_gone_cannot_be_replaced(transaction):
     """A replacement that finds no row fails, also when it is joined with other writes."""
     await transaction.carry_out(Insert([value("a")]))

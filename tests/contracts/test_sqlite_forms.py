@@ -6,6 +6,7 @@ import sqlite3
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from piecework.errors import StoreError
 from piecework.store import statements
@@ -85,6 +86,21 @@ def test_every_row_is_read_as_it_was_written(both, record):
     for hands in both:
         hands.carry_out(Insert(rows))
         assert hands.carry_out(Lock(record, [*keys, keys[0]])) == sorted(rows, key=lambda one: one.identity())
+
+
+@pytest.mark.parametrize("count", [1, 3, 65])
+@pytest.mark.parametrize("columns", Run.together)
+def test_only_some_columns_are_replaced(both, columns, count):
+    """A write of some columns leaves the others as they are, in both forms; a row that is not there fails it."""
+    old = [row(Run, number) for number in range(count)]
+    new = [row(Run, number, salt=1) for number in range(count)]
+    mixed = [replace(was, **{name: getattr(now, name) for name in columns}) for was, now in zip(old, new, strict=True)]
+    for hands in both:
+        hands.carry_out(Insert(old))
+        hands.carry_out(Update(new, columns))
+        assert hands.carry_out(Lock(Run, [one.identity() for one in old])) == sorted(mixed, key=lambda one: one.run_id)
+        with pytest.raises(StoreError, match="1 of 2 rows of runs are gone"):
+            hands.carry_out(Update([new[0], row(Run, 999)], columns))
 
 
 @pytest.mark.parametrize("write", [Update, Put, Insert, Delete, Lock])

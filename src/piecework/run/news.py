@@ -64,12 +64,20 @@ class News:
     async def after(self, future: asyncio.Future[str]) -> None:
         """Waits for an announcement; where others commit too one may get lost, so it is waited for only for a while.
 
+        Args:
+            future: Of `expect`, nobody else's: it ends with this wait.
+
         Raises:
             StoppedError: The node is stopping.
         """
-        await asyncio.wait({future}, timeout=_LOOK_AGAIN_SECONDS if self._shared else None)
-        if future.done():
-            future.result()
+        if not self._shared:
+            await future
+            return
+        late = asyncio.get_running_loop().call_later(_LOOK_AGAIN_SECONDS, _give_up, future)
+        try:
+            await future
+        finally:
+            late.cancel()
 
     def close(self) -> None:
         """Ends every wait with STOPPED."""
@@ -85,6 +93,11 @@ class News:
             waiting.discard(future)
             if not waiting:
                 del self._waiting[run_id]
+
+
+def _give_up(future: asyncio.Future[str]) -> None:
+    if not future.done():
+        future.set_result("")
 
 
 def _end(future: asyncio.Future[str]) -> None:

@@ -67,6 +67,8 @@ class Update:
     """Replaces rows by key; fails the transaction when one is missing."""
 
     records: Sequence[Record]
+    columns: tuple[str, ...] | None = None
+    """The only ones that differ from what stands there, and so are written; None where any may."""
 
 
 @dataclass(frozen=True, slots=True)

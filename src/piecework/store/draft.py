@@ -7,6 +7,8 @@ its decision raises: its neighbours in the batch go on.
 
 from __future__ import annotations
 
+from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from piecework.errors import PieceworkError
@@ -170,6 +172,7 @@ class Draft:
         before = self._before[cls]
         inserts: list[Record] = []
         updates: list[Record] = []
+        replaced: list[Record] = []
         deletes: list[_Key] = []
         for key, row in after.items():
             was = before.get(key)
@@ -180,10 +183,11 @@ class Draft:
                 inserts.append(row)
             elif row is not was and row != was:
                 updates.append(row)
+                replaced.append(was)
         if deletes:
             yield Delete(cls, deletes)
         if updates:
-            yield Update(updates)
+            yield Update(updates, _differing(replaced, updates))
         if inserts:
             yield Insert(inserts)
 
@@ -196,3 +200,18 @@ class Draft:
 
     def _index(self, cls: type[Record], key: _Key, row: Any) -> None:
         self._of_run[cls].setdefault(row.run_id, {})[key] = None
+
+
+def _differing(before: Sequence[Record], after: Sequence[Record]) -> tuple[str, ...] | None:
+    """The columns in which rows differ, of those that change together again and again; None where others do too."""
+    record = type(after[0])
+    for columns in record.together:
+        rest = _others(record, columns)
+        if all(rest(row) == rest(was) for was, row in zip(before, after, strict=True)):
+            return columns
+    return None
+
+
+@cache
+def _others(record: type[Record], columns: tuple[str, ...]) -> Callable[[Record], tuple[object, ...]]:
+    return attrgetter(*(name for name in record.__struct_fields__ if name not in columns))

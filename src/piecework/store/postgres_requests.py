@@ -40,8 +40,6 @@ _BEGIN = "; ".join(
 """A plan made while the tables were small is kept while they grow: so it goes by the indexes from the start."""
 
 _Write: TypeAlias = Insert | Put | Update | Delete | Change
-_Touched: TypeAlias = dict[str, frozenset[tuple[object, ...]] | None]
-"""Tables, each with the keys of the rows that a write is about; None where it may be about any row."""
 
 
 class StartOverError(Exception):
@@ -64,7 +62,7 @@ class Transaction:
         self._connection = connection
         self._merge = merge
         self._kept: list[_Write] = []
-        self._keys: _Touched = {}
+        self._by_table: dict[str, list[_Write]] = {}
         self.told: list[str] = []
         self.committing = False
 
@@ -94,7 +92,7 @@ class Transaction:
             asyncpg.PostgresError: The server refused.
         """
         self._kept.clear()
-        self._keys.clear()
+        self._by_table.clear()
         self.told.clear()
         await self._connection.execute("ROLLBACK")
 
@@ -147,31 +145,21 @@ class Transaction:
             StoreError: A row that was to be replaced is not there.
             asyncpg.PostgresError: The server refused.
         """
-        kept, self._kept, self._keys = self._kept, [], {}
+        kept, self._kept, self._by_table = self._kept, [], {}
         if kept:
             await _send(self._connection, kept)
 
     async def _write(self, request: _Write) -> None:
         if not _has_rows(request):
             return
-        touched = _touched(request)
-        if self._may_meet(touched):
+        tables = _tables(request)
+        if any(_may_meet(request, kept) for table in tables for kept in self._by_table.get(table, ())):
             await self.flush()
-        for table, keys in touched.items():
-            known = self._keys.get(table, frozenset())
-            self._keys[table] = None if known is None or keys is None else known | keys
+        for table in tables:
+            self._by_table.setdefault(table, []).append(request)
         self._kept.append(request)
         if not self._merge:
             await self.flush()
-
-    def _may_meet(self, touched: _Touched) -> bool:
-        """Whether a kept write may have to do with the same rows."""
-        for table, keys in touched.items():
-            if table in self._keys:
-                known = self._keys[table]
-                if known is None or keys is None or not known.isdisjoint(keys):
-                    return True
-        return False
 
 
 async def carry_out(connection: asyncpg.Connection[Any], request: Request) -> Any:
@@ -235,6 +223,8 @@ async def _send(connection: asyncpg.Connection[Any], writes: Sequence[_Write]) -
 
 
 def _check_all_there(request: Update, changed: int) -> None:
+    if changed == len(request.records):
+        return
     wanted = len({row.identity() for row in request.records})
     if changed != wanted:
         raise StoreError(f"{wanted - changed} of {wanted} rows of {request.records[0].table} are gone")
@@ -252,19 +242,35 @@ def _compiled(write: _Write) -> tuple[str, Sequence[Any]]:
         case Insert(records):
             return sql.insert(type(records[0])), sql.as_json(_in_order(records))
         case Put(records):
-            return sql.put(type(records[0])), sql.as_json(_in_order(_last_of_each(records)))
-        case Update(records):
-            return sql.update(type(records[0])), sql.as_json(_in_order(_last_of_each(records)))
+            return sql.put(type(records[0])), sql.as_json(_in_order(records, last=True))
+        case Update(records, columns):
+            return sql.update(type(records[0]), columns), sql.as_json(_in_order(records, last=True))
 
 
-def _touched(write: _Write) -> _Touched:
+def _tables(write: _Write) -> Iterable[str]:
+    match write:
+        case Change(name):
+            return sql.tables_of(name)
+        case Delete(record):
+            return (record.table,)
+        case _:
+            return (type(write.records[0]).table,)
+
+
+def _may_meet(one: _Write, other: _Write) -> bool:
+    """Whether two writes to one table may be about the same rows."""
+    keys, others = _keys(one), _keys(other)
+    return keys is None or others is None or not keys.isdisjoint(others)
+
+
+def _keys(write: _Write) -> frozenset[tuple[object, ...]] | None:
+    """The keys of the rows that a write is about; None where it may be about any row."""
     if isinstance(write, Change):
-        return dict.fromkeys(sql.tables_of(write.name))
+        return None
     if isinstance(write, Delete):
-        return {write.record.table: frozenset(write.keys)}
-    record = type(write.records[0])
+        return frozenset(write.keys)
     # A table that the store numbers has a second unique column: rows with different keys may meet there.
-    return {record.table: None if record.serial else frozenset(row.identity() for row in write.records)}
+    return None if type(write.records[0]).serial else frozenset(row.identity() for row in write.records)
 
 
 def _has_rows(write: _Write) -> bool:
@@ -277,19 +283,20 @@ def _has_rows(write: _Write) -> bool:
             return bool(records)
 
 
-def _last_of_each(records: Sequence[Record]) -> Sequence[Record]:
-    """Of rows with one key the last: PostgreSQL refuses to touch a row twice in one statement."""
-    if _is_numbered(records):
-        return records
-    last = {record.identity(): record for record in records}
-    return records if len(last) == len(records) else list(last.values())
+def _in_order(records: Sequence[Record], *, last: bool = False) -> Iterable[Record]:
+    """By key, so that two transactions with the same keys wait for each other and never in a ring.
 
-
-def _in_order(records: Sequence[Record]) -> Iterable[Record]:
-    """By key, so that two transactions with the same keys wait for each other and never in a ring."""
+    Args:
+        records: Of one class.
+        last: Whether of rows with one key only the last counts: PostgreSQL refuses to touch a row twice in a statement.
+    """
     if len(records) == 1 or _is_numbered(records):
         return records
-    return sorted(records, key=lambda record: record.identity())
+    keys = [record.identity() for record in records]
+    if last:
+        found = dict(zip(keys, records, strict=True))
+        return [found[key] for key in sorted(found)]
+    return [records[place] for place in sorted(range(len(keys)), key=keys.__getitem__)]
 
 
 def _is_numbered(records: Sequence[Record]) -> bool:

@@ -97,10 +97,12 @@ def put(record: type[Record]) -> str:
 
 
 @cache
-def update(record: type[Record]) -> str:
-    """Replaces rows by key."""
-    sets = ", ".join(f"{f} = {_value(record, f)}" for f in record.__struct_fields__ if f not in record.key)
-    return f"UPDATE {record.table} AS t SET {sets} FROM {_given(record)} WHERE {_same_key(record)}"  # noqa: S608 - names are ours
+def update(record: type[Record], columns: tuple[str, ...] | None = None) -> str:
+    """Replaces rows by key, or only these columns of them."""
+    names = tuple(f for f in columns or record.__struct_fields__ if f not in record.key)
+    sets = ", ".join(f"{f} = {_value(record, f)}" for f in names)
+    given = _given(record, fields=(*record.key, *names))
+    return f"UPDATE {record.table} AS t SET {sets} FROM {given} WHERE {_same_key(record)}"  # noqa: S608 - names are ours
 
 
 @cache
@@ -125,7 +127,7 @@ def lock(record: type[Record], *, share: bool) -> str:
 
 
 def as_json(records: Iterable[Record]) -> list[str]:
-    """The one parameter of what writes rows: bytes in it are base64.
+    """The one parameter of what writes rows: bytes in it are base64. A statement leaves out what it has no use for.
 
     Raises:
         StoreError: A text has a lone surrogate.
@@ -186,13 +188,14 @@ def _rows(record: type[Record], fields: Sequence[str]) -> str:
     return f"unnest({arrays}) AS v ({', '.join(fields)})"
 
 
-def _given(record: type[Record], *, ordered: bool = False) -> str:
-    """The given rows, as a table `v` whose bytes are still text."""
-    columns = ", ".join(f"{name} {'text' if kind == 'bytea' else kind}" for name, kind in _kinds(record).items())
+def _given(record: type[Record], *, ordered: bool = False, fields: tuple[str, ...] | None = None) -> str:
+    """The given rows, or these columns of them, as a table `v` whose bytes are still text."""
+    kinds, names = _kinds(record), fields or record.__struct_fields__
+    columns = ", ".join(f"{name} {'text' if kinds[name] == 'bytea' else kinds[name]}" for name in names)
     source = f"json_to_recordset($1::json) AS ({columns})"
     if ordered:
         return f"ROWS FROM ({source}) WITH ORDINALITY AS v ({_names(record)}, arrival)"
-    return f"ROWS FROM ({source}) AS v ({_names(record)})"
+    return f"ROWS FROM ({source}) AS v ({', '.join(names)})"
 
 
 def _value(record: type[Record], field: str) -> str:

@@ -22,11 +22,14 @@ class Record(msgspec.Struct, frozen=True):
         table: The table's name.
         key: The columns of its primary key.
         serial: The column that the store numbers in order of arrival; None in a row that it has not seen.
+        together: Columns that change together again and again, the fewest first: where only such do, only they are
+            written. Each is one more text of a statement, so there are few.
     """
 
     table: ClassVar[str]
     key: ClassVar[tuple[str, ...]]
     serial: ClassVar[str | None] = None
+    together: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     def identity(self) -> tuple[object, ...]:
         """The values of the primary key."""
@@ -217,6 +220,12 @@ class Run(Record, frozen=True):
 
     table: ClassVar[str] = "runs"
     key: ClassVar[tuple[str, ...]] = ("run_id",)
+    together: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("owner", "cleaned", "decision", "telling"),
+        ("stage", "visit", "decision", "attempt", "patched", "signals"),
+        ("status", "decision", "ended_at", "error", "signals", "telling"),
+        ("status", "version", "epoch", "owner", "decision", "attempt", "due_at", "started_at", "error"),
+    )
 
     run_id: str
     kind: str

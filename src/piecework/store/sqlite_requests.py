@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from functools import cache
 from itertools import chain
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -86,8 +85,8 @@ class Hands:
                 self._write(records, statements.insert, statements.insert_many)
             case Put(records):
                 self._write(records, statements.put, statements.put_many)
-            case Update(records):
-                self._update(records)
+            case Update(records, columns):
+                self._update(records, columns)
             case Delete(record, keys):
                 self._delete(record, keys)
             case Change(name, params):
@@ -160,16 +159,16 @@ class Hands:
         if changed != len(records):
             raise StoreError(f"{len(records) - changed} of {len(records)} rows of {record.table} were not taken")
 
-    def _update(self, records: Sequence[Record]) -> None:
+    def _update(self, records: Sequence[Record], columns: tuple[str, ...] | None) -> None:
         record = type(records[0])
+        rows = list(map(statements.update_order(record, columns), records))
         if not self._at_once or len(records) == 1:
-            order = itemgetter(*statements.update_order(record))
-            changed = self._execute_many(statements.update(record), [order(astuple(one)) for one in records])
+            changed = self._execute_many(statements.update(record, columns), rows)
         else:
-            width = len(record.__struct_fields__)
+            width = len(rows[0])
             changed = sum(
-                self._execute(statements.update_many(record, count), _padded(part, count, width))
-                for part, count in _parts(list(map(astuple, records)), width)
+                self._execute(statements.update_many(record, count, columns), _padded(part, count, width))
+                for part, count in _parts(rows, width)
             )
         if changed != len(records):
             raise StoreError(f"{len(records) - changed} of {len(records)} rows of {record.table} are gone")

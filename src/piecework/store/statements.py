@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from piecework.store.records import Record
 
 _FOLDER = Path(__file__).parent / "sql"
@@ -78,17 +81,16 @@ def put(record: type[Record]) -> str:
 
 
 @cache
-def update(record: type[Record]) -> str:
-    """Replaces one row; parameters are the other columns, then the key."""
-    sets = ", ".join(f"{f} = ?" for f in record.__struct_fields__ if f not in record.key)
+def update(record: type[Record], columns: tuple[str, ...] | None = None) -> str:
+    """Replaces one row, or some of its columns; the parameters are `update_order`."""
+    sets = ", ".join(f"{f} = ?" for f in _written(record, columns))
     return f"UPDATE {record.table} SET {sets} WHERE {_matches(record)}"  # noqa: S608 - names are ours
 
 
 @cache
-def update_order(record: type[Record]) -> tuple[int, ...]:
-    """The positions of a row's values in the order in which `update` wants them."""
-    fields = record.__struct_fields__
-    return tuple(i for i, f in enumerate(fields) if f not in record.key) + tuple(fields.index(f) for f in record.key)
+def update_order(record: type[Record], columns: tuple[str, ...] | None = None) -> Callable[[Record], tuple[Any, ...]]:
+    """Gets the values of a row in the order in which `update` and `update_many` want them: the key comes last."""
+    return attrgetter(*_written(record, columns), *record.key)
 
 
 @cache
@@ -110,12 +112,13 @@ def put_many(record: type[Record], count: int) -> str:
 
 
 @cache
-def update_many(record: type[Record], count: int) -> str:
-    """Replaces up to `count` rows, each bound with all its columns in their order; a NULL key matches nothing."""
-    fields = record.__struct_fields__
-    sets = ", ".join(f"{f} = v.column{i}" for i, f in enumerate(fields, 1) if f not in record.key)
-    matches = " AND ".join(f"{record.table}.{f} = v.column{i}" for i, f in enumerate(fields, 1) if f in record.key)
-    return f"UPDATE {record.table} SET {sets} FROM {_values(record, count)} AS v WHERE {matches}"  # noqa: S608 - names are ours
+def update_many(record: type[Record], count: int, columns: tuple[str, ...] | None = None) -> str:
+    """Replaces up to `count` rows, each bound by `update_order`, or some of their columns; a NULL key matches none."""
+    names = _written(record, columns)
+    sets = ", ".join(f"{f} = v.column{i}" for i, f in enumerate(names, 1))
+    matches = " AND ".join(f"{record.table}.{f} = v.column{i}" for i, f in enumerate(record.key, len(names) + 1))
+    values = ", ".join([_marks(len(names) + len(record.key))] * count)
+    return f"UPDATE {record.table} SET {sets} FROM (VALUES {values}) AS v WHERE {matches}"  # noqa: S608 - names are ours
 
 
 @cache
@@ -189,6 +192,10 @@ def blob_positions(record: type[Record]) -> tuple[int, ...]:
     """Which of a record's columns hold bytes."""
     fields = msgspec.structs.fields(record)
     return tuple(i for i, field in enumerate(fields) if field.type in {bytes, bytes | None})
+
+
+def _written(record: type[Record], columns: tuple[str, ...] | None) -> tuple[str, ...]:
+    return tuple(f for f in columns or record.__struct_fields__ if f not in record.key)
 
 
 def _into(record: type[Record]) -> str:

@@ -19,6 +19,7 @@ from piecework.run.folds_nodes import carries, definition_at
 from piecework.run.info import RunInfo, TimelineEntry, WorkflowInfo, run_info, timeline_entry
 from piecework.run.intake import check_payload
 from piecework.run.lifecycle import ENDED, Status
+from piecework.run.lookup import Lookup
 from piecework.run.parts import encode
 from piecework.store.records import Buffered, Delivery, Entry, EventRow, NodeRow, RouteRow, Run, Wait, WorkflowRow
 from piecework.store.records import RunValue as StoredValue
@@ -54,6 +55,8 @@ class Looking:
         self._catalogue = catalogue
         self._clock = clock
         self._serving = serving
+        self._runs = Lookup(store, "runs_by_id", Run)
+        self._stored = Lookup(store, "values_of_runs", StoredValue)
 
     def has_workflow(self, workflow_id: str) -> bool:
         """Whether a workflow is registered."""
@@ -320,11 +323,10 @@ class Looking:
             check_identifier(run_id, "run_id")
         except ValidationError:
             return []
-        return await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+        return await self._runs.of(run_id)
 
     async def _values(self, run_id: str) -> dict[str, bytes]:
-        rows = await self._store.read("values_of_runs", {"run_ids": [run_id]}, StoredValue)
-        return {row.name: row.data for row in rows}
+        return {row.name: row.data for row in await self._stored.of(run_id)}
 
 
 def told_event(event: Event) -> dict[str, Any]:

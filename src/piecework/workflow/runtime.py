@@ -470,6 +470,8 @@ class Runtime(Looking):
             raise ValidationError(f"wait(until={until!r}): choose 'ended' or 'paused'")
         if self.before_wait is not None:
             self.before_wait(run_id)
+        if timeout_seconds is None:
+            return await self._result(await self._reached(run_id, until, resumes))
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await self._result(await self._reached(run_id, until, resumes))

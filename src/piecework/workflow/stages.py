@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from piecework.bus.event import Event
 from piecework.container.state import in_json
 from piecework.errors import (
     AbortedError,
@@ -39,7 +39,6 @@ from piecework.workspace.inject import call_injected, is_async
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from piecework.bus.event import Event
     from piecework.clock import Clock
     from piecework.workflow.flight import Flight
     from piecework.workspace.workspace import Workspace
@@ -60,7 +59,7 @@ class Stages:
     async def run_steps(self, flight: Flight, ws: Workspace, stage: Stage) -> list[tuple[str, dict[str, Any]]]:
         """All steps of a stage, concurrently, to their ends; any failure fails the stage and discards all patches."""
         try:
-            async with asyncio.timeout(stage.timeout_seconds) as limit:
+            async with _limited(stage.timeout_seconds) as limit:
                 if len(stage.steps) == 1:
                     results = [await _caught(flight, self._run_step(flight, ws, stage, stage.steps[0]))]
                 else:
@@ -102,7 +101,7 @@ class Stages:
         key = f"{run.run_id}/{flight.visit}/{stage.id}/{step.id}"
         logger = RunLogger(flight.book, f"{stage.id}/{step.id}", run_id=run.run_id, workflow_id=run.workflow_id)
         try:
-            async with asyncio.timeout(step.timeout_seconds) as limit, ws.fork(key=key, logger=logger) as fork:
+            async with _limited(step.timeout_seconds) as limit, ws.fork(key=key, logger=logger) as fork:
                 ctx = StepContext(
                     run_id=run.run_id,
                     workflow_id=run.workflow_id,
@@ -187,6 +186,27 @@ def target_of(pipeline: Pipeline, stage: Stage, instruction: Instruction) -> str
     return pipeline.stages[following].id if following < len(pipeline.stages) else None
 
 
+class _NoLimit:
+    """Stands for `asyncio.timeout(None)`, which costs a step more than calling it."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    def expired(self) -> bool:
+        """Never."""
+        return False
+
+
+_NO_LIMIT = _NoLimit()
+
+
+def _limited(seconds: float | None) -> asyncio.Timeout | _NoLimit:
+    return _NO_LIMIT if seconds is None else asyncio.timeout(seconds)
+
+
 def _advice(*steps: Step) -> str:
     """What to say of a timeout that cannot stop what it is about."""
     hung = [step.id for step in steps if not is_async(step.action)]
@@ -200,7 +220,8 @@ def _advice(*steps: Step) -> str:
 
 def copy_of(event: Event) -> Event:
     """An event that user code may do with what it likes."""
-    return replace(event, payload=snapshot(event.payload))
+    # Spelled out: `dataclasses.replace` looks at every field, and each step gets a copy.
+    return Event(event.type, snapshot(event.payload), id=event.id, space=event.space, at=event.at, hops=event.hops)
 
 
 async def _caught(flight: Flight, step: Any) -> dict[str, Any] | Exception:

@@ -89,6 +89,8 @@ def _workspace_of(parameters: Sequence[Parameter]) -> Parameter | None:
 
 def is_async(fn: Callable[..., Any]) -> bool:
     """Whether a function runs on the loop; any other runs in a thread."""
+    if type(fn) is types.FunctionType and fn.__code__.co_flags & inspect.CO_COROUTINE:
+        return True  # as nearly always: `inspect` would first look for what may be wrapped around it
     if inspect.iscoroutinefunction(fn):
         return True
     return not isinstance(fn, type) and inspect.iscoroutinefunction(type(fn).__call__)

@@ -74,3 +74,28 @@ async def test_closing_with_nobody_there():
     future = news.expect("r-1")
     news.close()
     del future
+
+
+async def test_where_others_commit_a_wait_ends_by_itself(monkeypatch):
+    """An announcement of another process may get lost: who waits for one looks again after a while."""
+    monkeypatch.setattr("piecework.run.news._LOOK_AGAIN_SECONDS", 0)
+    news = News(shared=True)
+    await news.after(news.expect("r-1"))
+    assert not news._waiting
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_wait_that_is_told(shared):
+    """It ends with the announcement, or says that the node is stopping; who is cancelled leaves nothing behind."""
+    news = News(shared=shared)
+    told, gone, stopped = (asyncio.create_task(news.after(news.expect(run_id))) for run_id in ("r-1", "r-2", "r-3"))
+    await asyncio.sleep(0)
+    news.announce("r-1", "completed")
+    gone.cancel()
+    assert await told is None
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert set(news._waiting) == {"r-3"}
+    news.close()
+    with pytest.raises(StoppedError):
+        await stopped

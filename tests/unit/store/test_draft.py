@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from piecework.errors import ConflictError
 from piecework.store.contract import Delete, Failure, Insert, Put, Update
 from piecework.store.draft import Draft
-from piecework.store.records import Entry, RunValue, Slot
+from piecework.store.records import TABLES, Entry, Run, RunValue, Slot
 
 
 def a_slot(key="a", **counts):
@@ -51,6 +51,31 @@ def test_one_row_a_key_is_written(draft):
     draft.put(a_slot(live=1))
     draft.put(a_slot(live=2))
     assert list(draft.write()) == [Update([a_slot(live=2)])]
+
+
+def a_run(run_id="r", **changed):
+    return replace(
+        Run(run_id, "workflow", "w", "t", "p", "a", 0, None, "main", "running", "one", None, None), **changed
+    )
+
+
+def test_only_what_changes_often_is_written_by_itself(draft):
+    """Where rows differ in columns that change together often only those are written, else all that a row has."""
+    draft.load(Run, [("r",), ("s",)], [a_run(), a_run("s")])
+    draft.put(a_run(visit=1, stage="two"))
+    draft.put(a_run("s", decision=3))
+    (written,) = draft.write()
+    assert written == Update([a_run(visit=1, stage="two"), a_run("s", decision=3)], written.columns)
+    assert {"visit", "stage", "decision"} <= set(written.columns) <= set(Run.__struct_fields__) - {"run_id", "space"}
+    draft.put(a_run("s", decision=3, space="other"))
+    assert [request.columns for request in draft.write()] == [None]
+
+
+@pytest.mark.parametrize("record", [record for record in TABLES if record.together])
+def test_columns_that_change_together(record):
+    """They are columns of their table, none of its key."""
+    for columns in record.together:
+        assert set(columns) <= set(record.__struct_fields__) - set(record.key)
 
 
 def test_what_did_not_change_is_not_written(draft):
