@@ -128,10 +128,12 @@ class Runtime(Door):
                 return
             self._closing = True
             try:
-                await super().stop(grace_seconds=grace_seconds)
-                recorder, self._recorder = self._recorder, None
-                if recorder is not None:
-                    await recorder.stop()
+                try:
+                    await super().stop(grace_seconds=grace_seconds)
+                finally:
+                    recorder, self._recorder = self._recorder, None
+                    if recorder is not None:
+                        await recorder.stop()
             finally:
                 self._registry_of_stores.detach()
                 await app.__aexit__(None, None, None)

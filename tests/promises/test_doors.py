@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from piecework import Event, Exclusive, Serialized, SingletonLoop, Stage, WaitFor, Workflow, advance, pause
+from piecework.bus.event import hops_of_run, within_run
 from piecework.errors import BusyError, NotFoundError, ValidationError
 
 from .flows import Gate, flow, keep, nothing, paused, run_id_of
@@ -111,6 +112,9 @@ async def test_a_signal_behind_the_last_router_is_in_the_last_state(make_app):
         executor._settle = late
         result = await app.runtime.invoke("flow", "default", Event("go"))
         assert (result.value.state["hint"], view_of) == (1, [result.metadata.run_id])
+        told = await app.runtime.timeline(result.metadata.run_id)
+        assert await app.runtime.seek(result.metadata.run_id, len(told)) == result.value.state
+        assert (told[-1].type, told[-1].changed) == ("run:completed", ["hint"])
 
 
 async def test_a_signal_to_a_paused_run_is_stored(doors):
@@ -234,6 +238,15 @@ async def test_a_command_is_known_by_its_event(doors):
         assert len(entries) == 1
 
 
+async def test_a_command_that_comes_again_late_does_nothing(doors):
+    """A run:signal event that is published again, behind another one, does not undo what that one has brought."""
+    async with doors(WAITS) as (node, app):
+        run_id = await paused(node, await node.publish("go"))
+        for event_id, hint in (("evt-1", 1), ("evt-2", 2), ("evt-1", 1)):
+            await app.publish("run:signal", {"run": run_id, "patch": {"hint": hint}}, id=event_id)
+        assert (await app.runtime.resume(run_id)).unwrap().state["hint"] == 2
+
+
 @pytest.mark.covers("R55")
 async def test_after_stop_the_bus_aborts_nobody(make_app):
     """After `stop` an abort or signal on the bus is an event that does nothing."""
@@ -337,3 +350,21 @@ async def test_listings_go_on_behind_a_cursor(doors):
         with pytest.raises(ValidationError, match="no status"):
             await app.runtime.count_runs(status="lost")
         assert await app.runtime.count_runs(space="nobody") == 0
+
+
+@pytest.mark.parametrize("admission", ["bypass", "enforce"])
+async def test_an_invoked_run_has_the_hops_of_its_caller(make_app, admission):
+    """A run that a run has invoked is as many hops away as that one, whichever way it was let in."""
+    seen = []
+
+    async def invoke(ctx):
+        (await app.runtime.invoke("inner", "default", Event("in"), admission=admission)).unwrap()
+
+    async def look(ctx):
+        seen.append(hops_of_run())
+
+    async with make_app(flow(invoke), flow(look, id="inner", on="in")) as app:
+        with within_run(6):
+            receipt = await app.publish("go")
+        (await app.runtime.wait(run_id_of(receipt), timeout_seconds=20)).unwrap()
+    assert seen == [7]

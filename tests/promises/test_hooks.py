@@ -610,6 +610,42 @@ async def test_the_hooks_of_a_workflow_that_is_gone_are_skipped(make_app):
         assert "hooks:skipped" in [entry.type for entry in await app.runtime.timeline(run_id)]
 
 
+async def test_a_resume_from_the_buffer_is_tried_three_times(make_app):
+    """A run that goes on at once with a kept event has as many tries for its `on_resume` as one that was woken."""
+    tries = []
+
+    async def early(ctx):
+        await asks(ctx, "more")
+        await app.publish("more")
+
+    async def on_resume(ctx):
+        tries.append(ctx.run_id)
+        raise ValueError("not yet")
+
+    stages = [Stage("ask", steps=[early], router=pause()), Stage("end", steps=[nothing])]
+    async with make_app() as app:
+        await hooked(app, Workflow("flow", on="go", stages=stages), on_resume=on_resume)
+        result = await ended(app, await app.publish("go"))
+        assert (result.ok, result.metadata.status, len(tries)) == (False, "failed", 3)
+
+
+async def test_what_hooks_raise_at_the_end_shows_no_secrets(make_app, caplog):
+    """A variable of the workflow's own stands in no entry about a hook that failed, and in no line of the log."""
+
+    async def fail(*_):
+        raise ValueError("no answer to hush-hush")
+
+    async with make_app() as app:
+        await hooked(app, flow(env={"KEY": "hush-hush"}), on_complete=fail, on_cleanup=fail)
+        result = await ended(app, await app.publish("go"))
+        await cleaned(app, result.metadata.run_id)
+        told = [entry for entry in await app.runtime.timeline(result.metadata.run_id) if entry.type == "hook:error"]
+        assert [entry.path for entry in told] == ["on_complete", "on_cleanup"]
+        assert all("no answer to [redacted]" in str(entry.payload) for entry in told)
+    assert "no answer to [redacted]" in caplog.text
+    assert "hush" not in caplog.text
+
+
 # -- on_dispatch -------------------------------------------------------------------------------------------------------
 
 
@@ -632,6 +668,24 @@ async def test_on_dispatch_hears_of_each_decision(make_app, gate):
         gate.open.set()
         await asyncio.wait_for(done.wait(), LIMIT)
     assert told == [("started", "a"), ("queued", "b"), ("superseded", None), ("queued", "c"), ("duplicate", "a")]
+
+
+async def test_a_decision_is_told_to_the_hook_of_its_definition(make_app):
+    """While an `on_dispatch` is still busy its workflow is replaced: what is decided from then on the new one hears."""
+    diary, busy = Diary(), asyncio.Event()
+
+    async def old(result):
+        diary("old", result.event_id)
+        await busy.wait()
+
+    async with make_app() as app:
+        await hooked(app, flow(), on_dispatch=old)
+        await app.publish("go", id="evt-1")
+        await app.runtime.register(flow(), on_dispatch=diary.hook("new"), replace=True)
+        await app.publish("go", id="evt-2")
+        busy.set()
+        await diary.until("new")
+    assert diary.lines == [("old", "evt-1"), "new"]
 
 
 async def test_a_failing_on_dispatch_changes_nothing(make_app, caplog):

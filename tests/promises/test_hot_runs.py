@@ -260,3 +260,14 @@ async def test_a_run_that_goes_on_at_once_keeps_its_services(make_app, ledgers):
     async with make_app(mine) as app:
         assert (await ended(app, await app.publish("go"))).ok
     assert (seen[0], ledgers.made, ledgers.closed) == (seen[1], 1, 1)
+
+
+async def test_a_replaced_run_lets_go_of_its_services(make_app, ledgers):
+    """The services of a paused run that is replaced are closed with that: its successor may need what they hold."""
+    async with make_app(flow(ledgers, []), mode=SingletonLoop(on_busy="replace")) as app:
+        await paused(app, await app.publish("go"))
+        await kept(app)
+        (result,) = (await app.publish("go")).dispatched
+        (await app.runtime.wait(result.run_id, until="paused", timeout_seconds=20)).unwrap()
+        await kept(app)
+        assert (hot(app), ledgers.made, ledgers.closed) == (1, 2, 1)

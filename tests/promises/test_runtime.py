@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from piecework import App, Event, EventBus, Runtime, Service, Stage, StoreRegistry, Transient, Workflow, pause
+from piecework import App, Event, EventBus, Runtime, Service, Settings, Stage, StoreRegistry, Transient, Workflow, pause
 from piecework.errors import ClosedError, ConflictError, InvalidStateError, NotFoundError, StoppedError, ValidationError
 
 from .flows import flow, keep, nothing, run_id_of
@@ -196,3 +198,44 @@ async def test_an_app_s_runtime_is_a_runtime(make_app):
         await app.runtime.stop()
         assert isinstance(app, App)
         assert app.is_open
+
+
+async def test_timelines_are_recorded_though_a_service_fails_to_close(made):
+    """A `stop` that raises what a service raised has recorded the timelines all the same, and nothing is left."""
+
+    async def fails():
+        yield 1
+        raise ValueError("it does not close")
+
+    workflow = flow(services=[Service("fails", fails, scope="workflow", lazy=False)])
+    async with await Runtime.create_test_timeline_store() as store:
+        runtime = made(timeline_store=store)
+        await runtime.register(workflow)
+        result = await runtime.invoke("flow", "default", Event("go"))
+        with pytest.raises(ExceptionGroup, match="workflows could not be closed"):
+            await runtime.stop()
+        assert runtime._recorder is None
+        assert [entry.type for entry in await store.timeline(result.metadata.run_id)][-1] == "run:completed"
+
+
+@pytest.mark.parametrize("seconds", [0, 600])
+async def test_the_state_of_a_resumed_run_is_followed(made, store, seconds):
+    """Who has asked for a paused run's state sees each change, whether the run's services were kept or not."""
+
+    async def first(ctx):
+        await ctx.require("mine")
+
+    async def last(ctx):
+        return {"n": 2}
+
+    stages = [Stage("ask", steps=[first], router=pause()), Stage("end", steps=[last])]
+    workflow = Workflow("flow", on="go", stages=stages, services=[Service("mine", object, scope="run")])
+    stores = StoreRegistry(store)
+    async with made(store_registry=stores, settings=Settings(pause_window_seconds=seconds)) as runtime:
+        await runtime.register(workflow)
+        run_id = (await runtime.invoke("flow", "default", Event("go"))).metadata.run_id
+        while len(runtime._executor.hot) < bool(seconds):
+            await asyncio.sleep(0)
+        state = await stores.get(run_id)
+        (await runtime.resume(run_id)).unwrap()
+        assert state.get()["n"] == 2

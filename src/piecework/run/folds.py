@@ -7,7 +7,8 @@ with `folds_events`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -193,15 +194,17 @@ def _without_signals(draft: Draft, run: Run, upto: int) -> Run:
     return replace(run, signals=left)
 
 
-def _with_signals(draft: Draft, run: Run, state: bytes, upto: int) -> bytes:
-    """The last state of a run, with what was sent to it since its last router was asked: nothing is lost."""
-    missed = [patch for number, patch in _signals(draft, run) if number > upto]
-    if not missed:
-        return state
-    merged = msgspec.json.decode(state)
-    for patch in missed:
-        merged = merge(merged, msgspec.json.decode(patch))
-    return encode(merged)
+def _with_signals(draft: Draft, run: Run, state: bytes | None, upto: int) -> tuple[bytes | None, bytes | None]:
+    """The last state of a run, with what was sent to it since its last router was asked: nothing is lost.
+
+    And the delta of the entry that tells so; None where nothing was sent.
+    """
+    missed = [msgspec.json.decode(patch) for number, patch in _signals(draft, run) if number > upto]
+    if state is None or not missed:
+        return state, None
+    nothing: dict[str, Any] = {}
+    merged = reduce(merge, missed, msgspec.json.decode(state))
+    return encode(merged), encode({"set": reduce(merge, missed, nothing), "all": merged})
 
 
 def _signals(draft: Draft, run: Run) -> tuple[tuple[int, bytes], ...]:
@@ -417,8 +420,9 @@ def decide_settle(draft: Draft, item: Settle, now: int) -> str:
     check_move(run.run_id, run.status, status)
     error = item.error if run.abort_reason is None else abort_error(run.run_id, run.abort_reason)
     entries = item.entries if item.state is not None else tuple(replace(entry, delta=None) for entry in item.entries)
-    run = write_entries(draft, run, (*entries, NewEntry(type=f"run:{status}", payload=_bytes(error))), now)
-    run = forget_patch(draft, run)
+    state, delta = _with_signals(draft, run, item.state, item.signalled)
+    over = NewEntry(type=f"run:{status}", payload=_bytes(error), delta=delta)
+    run = forget_patch(draft, write_entries(draft, run, (*entries, over), now))
     draft.put(
         replace(
             run,
@@ -432,8 +436,7 @@ def decide_settle(draft: Draft, item: Settle, now: int) -> str:
             outcome=item.outcome,
         )
     )
-    if item.state is not None:
-        state = _with_signals(draft, run, item.state, item.signalled)
+    if state is not None:
         draft.append(RunValue(run.run_id, "state", state))
     if item.result is not None:
         draft.append(RunValue(run.run_id, "result", item.result))

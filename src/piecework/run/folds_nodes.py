@@ -74,7 +74,7 @@ def is_newer(version: str | None, than: str | None) -> bool:
 def _rank(version: str | None) -> tuple[tuple[int, int, str], ...]:
     if version is None:
         return ()
-    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in _PARTS.findall(version))
+    return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in _PARTS.findall(version))
 
 
 def decide_raise_limit(draft: Draft, asked: tuple[str, Slot], now: int) -> int:

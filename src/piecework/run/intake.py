@@ -215,7 +215,7 @@ class Intake:
             StoreError: It could not be written; nothing was stored.
         """
         event_id, payload = check_event(event, limit_bytes=self._limit)
-        row = EventRow(None, event_id, event.type, event.space, payload, self._clock.now())
+        row = EventRow(None, event_id, event.type, event.space, payload, self._clock.now(), hops_of_run() or 0)
         item = Accept(event=row, payload=event.payload, routes=(route,), alone=True)
         outcome: Accepted = await self._store.run(
             accept,
@@ -230,8 +230,11 @@ class Intake:
         return mine[-1]
 
     async def _command(self, event: Event) -> None:
-        """Does what an event of this type asks for; what is wrong with it is shown and holds nothing up."""
-        if event.type not in self.commands:
+        """Does what an event of this type asks for; what is wrong with it is shown and holds nothing up.
+
+        One that was accepted before has done its work: repeated, it would undo what others have asked for since.
+        """
+        if event.type not in self.commands or await self._store.read("events_by_id", {"ids": [event.id]}, EventRow):
             return
         try:
             await self.commands[event.type](event)

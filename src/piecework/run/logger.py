@@ -66,10 +66,14 @@ class Timelines:
 
     def book(self, run: Run, layer: Mapping[str, str | None] | None = None) -> LogBook:
         """The book of one segment of a run; the values of its workflow's `layer` of variables are secret too."""
-        redaction = self._with(run.workflow_id, layer) if layer else self.redaction
+        redaction = self.redaction_of(run.workflow_id, layer)
         return LogBook(
             self._commit, run.run_id, run.epoch, run.decision, run.attempt, timelines=self, redaction=redaction
         )
+
+    def redaction_of(self, workflow_id: str, layer: Mapping[str, str | None] | None) -> Redaction:
+        """What is taken out of the lines about a workflow, given its `layer` of variables."""
+        return self._with(workflow_id, layer) if layer else self.redaction
 
     def miss(self, run_id: str, lines: int, error: Exception) -> None:
         """Counts lines that were not written."""
@@ -132,6 +136,7 @@ class LogBook:
         self._ordinal = 1
         self._lines: list[NewEntry] = []
         self._progress: tuple[float, str | None] | None = None
+        self._taking = threading.Lock()  # lines come from any thread, also while those there are are taken out
         self._flushing: asyncio.Task[None] | None = None
         self._thread = threading.get_ident()
         self._loop = asyncio.get_running_loop()
@@ -175,25 +180,27 @@ class LogBook:
 
     def progress(self, fraction: float, message: str | None, path: str) -> None:
         """Takes in how far a step is, from any thread. Of what one step says in a batch the newest is kept."""
-        message = None if message is None else self.redaction.text(message)
-        self._progress = (fraction, message)
-        payload = encode({"fraction": fraction, "message": message})
+        shown = None if message is None else self.redaction.text(message)
+        payload = encode({"fraction": fraction, "message": shown})
         entry = NewEntry(type="step:progress", path=path, payload=payload)
-        last = self._lines[-1] if self._lines else None
-        if last is not None and (last.type, last.path) == (entry.type, path):
-            self._lines[-1] = entry
-        else:
-            self._add(entry)
+        with self._taking:
+            self._progress = (fraction, shown)
+            last = self._lines[-1] if self._lines else None
+            if last is not None and (last.type, last.path) == (entry.type, path):
+                self._lines[-1] = entry
+                return
+        self._add(entry)
 
     async def flush(self) -> None:
         """Waits until every line so far is durable. A timeline that cannot be written fails nothing here."""
+        # Who waits may be cancelled: what is being written is taken out already, and is written all the same.
         while self._lines or self._flushing is not None:
             self._begin_to_write()
             if self._flushing is not None:
-                await self._flushing
+                await asyncio.shield(self._flushing)
         if self._timelines.missing(self._run_id):
             self._flushing = asyncio.ensure_future(self._write_lines())
-            await self._flushing
+            await asyncio.shield(self._flushing)
 
     def check(self) -> None:
         """Ends a run whose lines were lost, where it is to end with that.
@@ -208,7 +215,8 @@ class LogBook:
             )
 
     def _add(self, line: NewEntry) -> None:
-        self._lines.append(line)
+        with self._taking:
+            self._lines.append(line)
         if threading.get_ident() == self._thread:
             self._begin_to_write()
         else:
@@ -229,8 +237,9 @@ class LogBook:
 
     async def _write_out(self) -> None:
         """Commits the lines there are, behind an entry that says how many are missing before them."""
-        lines, self._lines = tuple(self._lines), []
-        progress, self._progress = self._progress, None
+        with self._taking:
+            lines, self._lines = tuple(self._lines), []
+            progress, self._progress = self._progress, None
         missing = self._timelines.missing(self._run_id)
         gap = (NewEntry(type="timeline:gap", payload=encode({"lines": missing})),) if missing else ()
         item = Append(

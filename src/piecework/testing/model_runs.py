@@ -249,6 +249,7 @@ class Model(Events):
         if run.status != "running" or "patch" not in run.values or run.abort_reason is not None:
             raise Refused(InvalidStateError)
         run.lines.append("run:unresumed")
+        run.attempt = run.attempt if item.unclaimed else max(1, run.attempt)
         run.due = None
         if not item.unclaimed:
             run.attempt = max(1, run.attempt)

@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from piecework.store.records import EventRow, Run, Wait
     from piecework.workflow.catalogue import Registered
     from piecework.workflow.definition import Instruction, Stage
-    from piecework.workflow.hooks import Hooks
     from piecework.workflow.hot import HotRoom, HotRuns
     from piecework.workspace.opening import Opening
     from piecework.workspace.workspace import Workspace
@@ -112,6 +111,7 @@ class Executor:
         self._node = node
         node.on_signal = self.signalled
         node.on_ended = self.let_go
+        self.hooks.timelines = node.timelines
 
     @property
     def node(self) -> Node:
@@ -248,7 +248,7 @@ class Executor:
         if ended:
             self._prune(flight)
             signals.emit(signals.RUN_PRUNED, level="debug")
-            await self._clean(flight.run, flight.registered.hooks)
+            await self._clean(flight.run, flight.registered)
 
     async def _run_stages(self, flight: Flight, ws: Workspace) -> None:
         """Goes from stage to stage; returns when the run has nothing more to do, raises `_Parked` when it pauses."""
@@ -317,14 +317,16 @@ class Executor:
         run = flight.run
         hook = flight.registered.hooks.on_complete
         if hook is not None and flight.ended is not None:
-            await self._tell_end(run, hook, flight.ended, ws)
+            await self._tell_end(flight.registered, run, hook, flight.ended, ws)
         self.node.news.announce(run.run_id, flight.ended_as)
         signals.emit(signals.RUN_CLOSED, level="debug")
 
-    async def _tell_end(self, run: Run, hook: Callable[..., Any], result: Result, ws: Workspace) -> None:
+    async def _tell_end(
+        self, registered: Registered, run: Run, hook: Callable[..., Any], result: Result, ws: Workspace
+    ) -> None:
         error = await self.hooks.call("on_complete", hook, (result,), run, ws)
         assert result.ok or result.error  # looked at: it need not warn
-        entries = () if error is None else (self._hook_error("on_complete", error),)
+        entries = () if error is None else (self._hook_error("on_complete", error, run, registered),)
         item = EndTold(run_id=run.run_id, epoch=run.epoch, entries=entries)
         await self.node.commit(end_told, item, decide_end_told)
 
@@ -346,10 +348,10 @@ class Executor:
             shown.commit(state)
             book = self.node.timelines.book(run, registered.workflow.env)
             async with self._workspace(run, registered, shown, book) as ws:
-                await self._tell_end(run, hook, result_of(run_info(run), state), ws)
+                await self._tell_end(registered, run, hook, result_of(run_info(run), state), ws)
                 await book.flush()
         self.node.news.announce(run.run_id, run.status)
-        await self._clean(run, registered.hooks)
+        await self._clean(run, registered)
 
     # -- its parts -----------------------------------------------------------------------------------------------
 
@@ -464,8 +466,8 @@ class Executor:
         if error is not None and not isinstance(error, AbortedError | _Parked):
             signals.emit(signals.RUN_LOST, level="warning", error=describe(error))
 
-    def _hook_error(self, name: str, error: ExecutionFailedError) -> NewEntry:
-        told = self.node.timelines.redaction.fields(describe(error))
+    def _hook_error(self, name: str, error: ExecutionFailedError, run: Run, registered: Registered) -> NewEntry:
+        told = self.node.timelines.redaction_of(run.workflow_id, registered.workflow.env).fields(describe(error))
         return NewEntry(type="hook:error", path=name, payload=encode({"error": told}))
 
     def _stage(self, flight: Flight) -> Stage | None:
@@ -594,12 +596,12 @@ class Executor:
         signals.emit(signals.RUN_ENDED, level="warning", status=status, error=describe(error))
         await self._end_unheard(replace(claimed, run=replace(run, status=status, error=told, telling=int(telling))))
 
-    async def _clean(self, run: Run, hooks: Hooks) -> None:
+    async def _clean(self, run: Run, registered: Registered) -> None:
         """Lets `on_cleanup` do its part, and frees the run's place for the next."""
         entries: tuple[NewEntry, ...] = ()
-        if hooks.on_cleanup is not None:
-            error = await self.hooks.call("on_cleanup", hooks.on_cleanup, (), run, None)
-            entries = () if error is None else (self._hook_error("on_cleanup", error),)
+        if registered.hooks.on_cleanup is not None:
+            error = await self.hooks.call("on_cleanup", registered.hooks.on_cleanup, (), run, None)
+            entries = () if error is None else (self._hook_error("on_cleanup", error, run, registered),)
         await self._commit_clean(run, entries)
 
     async def _commit_clean(self, run: Run, entries: tuple[NewEntry, ...]) -> None:

@@ -18,6 +18,7 @@ from piecework.workflow.deltas import SNAPSHOT_EVERY, encoded_delta
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from piecework.run.logger import LogBook
     from piecework.store.items import Claimed
@@ -41,7 +42,7 @@ class Flight:
     """A run while it executes here: what the store last said, and what has happened since.
 
     `resumed` says that it goes on with a patch that `on_resume` has not seen, `ended` and `ended_as` what it came to,
-    `ended_at_rest` that it was ended from outside as soon as it had paused.
+    `ended_at_rest` that it was ended from outside as soon as it had paused. `followers` are given each newer state.
     `told` is the state as the entries of the timeline tell it so far, those of the next commit included; None before
     the first that does.
     """
@@ -71,6 +72,7 @@ class Flight:
     stages_in_a_row: int = 0
     signals_wait: bool = False
     shown: State = field(default_factory=State)
+    followers: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)
 
     def enter(self, stage: Stage) -> None:
         """Counts the stages that are run without a pause between them.
@@ -93,6 +95,8 @@ class Flight:
     def show(self) -> None:
         """Lets the run's services see its state as it is now."""
         self.shown.commit(self.state)
+        for follower in self.followers:
+            follower(self.state)
 
     def note_resumed(self) -> None:
         """Adds an entry about what a resume has brought into the state."""

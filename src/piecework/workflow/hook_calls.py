@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from piecework.bus.event import Event
-    from piecework.run.logger import RunLogger
+    from piecework.run.logger import RunLogger, Timelines
     from piecework.store.items import DispatchResult
     from piecework.store.records import Run
     from piecework.workflow.catalogue import Catalogue
@@ -97,14 +97,18 @@ class HookCalls:
         host: The app: its threads, and what owns the calls of `on_dispatch`.
         catalogue: The registered workflows.
         timeout_seconds: How long one call may take.
+
+    Attributes:
+        timelines: Know what is secret; None before there is a node.
     """
 
     def __init__(self, host: Host, catalogue: Catalogue, timeout_seconds: float) -> None:
         self._host = host
         self._catalogue = catalogue
         self._timeout_seconds = timeout_seconds
-        self._decided: defaultdict[str, deque[DispatchResult]] = defaultdict(deque)
         self._left: set[asyncio.Task[None]] = set()
+        self.timelines: Timelines | None = None
+        self._decided: defaultdict[str, deque[tuple[Callable[..., Any], DispatchResult]]] = defaultdict(deque)
 
     async def call(
         self, name: str, fn: Callable[..., Any], args: Sequence[Any], run: Run, ws: Workspace | None
@@ -130,24 +134,26 @@ class HookCalls:
             if found is None or found.hooks.on_dispatch is None or result.outcome == "pending":
                 continue
             waiting = self._decided[result.workflow_id]
-            waiting.append(replace(result, event_id=event_id))
+            # With the hook of now: a definition that comes in this one's place brings its own.
+            waiting.append((found.hooks.on_dispatch, replace(result, event_id=event_id)))
             if len(waiting) == 1:
-                self._begin(result.workflow_id, found.hooks.on_dispatch)
+                self._begin(result.workflow_id)
 
-    def _begin(self, workflow_id: str, fn: Callable[..., Any]) -> None:
+    def _begin(self, workflow_id: str) -> None:
         try:
-            self._host.supervisor.spawn(lambda: self._tell(workflow_id, fn), name=f"on_dispatch of {workflow_id}")
+            self._host.supervisor.spawn(lambda: self._tell(workflow_id), name=f"on_dispatch of {workflow_id}")
         except StoppedError as error:
             del self._decided[workflow_id]
             self._show("on_dispatch", workflow_id, error)
 
-    async def _tell(self, workflow_id: str, fn: Callable[..., Any]) -> None:
+    async def _tell(self, workflow_id: str) -> None:
         waiting = self._decided[workflow_id]
         try:
             while waiting:
-                error = await self._failure("on_dispatch", fn, (waiting[0],), workflow_id, None, None)
+                fn, result = waiting[0]
+                error = await self._failure("on_dispatch", fn, (result,), workflow_id, None, None)
                 if error is not None:
-                    self._show("on_dispatch", workflow_id, error, outcome=waiting[0].outcome)
+                    self._show("on_dispatch", workflow_id, error, outcome=result.outcome)
                 waiting.popleft()
         finally:
             self._decided.pop(workflow_id, None)
@@ -203,9 +209,11 @@ class HookCalls:
             signals.emit(signals.HOOK_FAILED, level="error", hook=task.get_name(), error=describe(error))
 
     def _show(self, name: str, workflow_id: str, error: Exception, **about: Any) -> None:
-        signals.emit(
-            signals.HOOK_FAILED, level="error", hook=name, workflow_id=workflow_id, error=describe(error), **about
-        )
+        told, found = describe(error), self._catalogue.find(workflow_id)
+        if self.timelines is not None:
+            layer = None if found is None else found.workflow.env
+            told = self.timelines.redaction_of(workflow_id, layer).fields(told)
+        signals.emit(signals.HOOK_FAILED, level="error", hook=name, workflow_id=workflow_id, error=told, **about)
 
 
 def _failed(about: str, error: BaseException) -> ExecutionFailedError:

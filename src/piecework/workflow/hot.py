@@ -89,10 +89,10 @@ class HotRuns:
             shown=flight.shown,
             book=flight.book,
         )
-        self._cool(run.run_id)
+        self.let_go(run.run_id)
         self._kept[run.run_id] = kept
         while len(self._kept) > self._limit:
-            self._cool(next(iter(self._kept)))
+            self.let_go(next(iter(self._kept)))
         self._watch(kept.until)
         return True
 
@@ -116,13 +116,13 @@ class HotRuns:
 
     async def drop_run(self, run_id: str) -> None:
         """Closes what is kept of a run; returns when its services are closed."""
-        self._cool(run_id)
+        self.let_go(run_id)
         await self._closed([task for task, kept in self._closing.items() if kept.run_id == run_id])
 
     async def drop_workflow(self, workflow_id: str) -> None:
         """Closes what is kept of a workflow's runs; returns when their services are closed."""
         for kept in [kept for kept in self._kept.values() if kept.workflow_id == workflow_id]:
-            self._cool(kept.run_id)
+            self.let_go(kept.run_id)
         await self._closed([task for task, kept in self._closing.items() if kept.workflow_id == workflow_id])
         if not self._kept and self._sweeper is not None:
             sweeper, self._sweeper = self._sweeper, None
@@ -132,14 +132,6 @@ class HotRuns:
     async def _closed(self, tasks: list[asyncio.Task[None]]) -> None:
         if tasks:
             await asyncio.wait(tasks)
-
-    def _cool(self, run_id: str) -> None:
-        """Begins to close what is kept of a run."""
-        kept = self._kept.pop(run_id, None)
-        if kept is not None:
-            task = asyncio.create_task(_close(kept), name=f"cool-{run_id}")
-            self._closing[task] = kept
-            task.add_done_callback(lambda done: self._closing.pop(done, None))
 
     def _watch(self, until: float) -> None:
         """Sees to it that somebody looks at the clock no later than then."""
@@ -157,7 +149,7 @@ class HotRuns:
             await self._clock.sleep(self._next - self._clock.monotonic())
             now = self._clock.monotonic()
             for kept in [kept for kept in self._kept.values() if kept.until <= now]:
-                self._cool(kept.run_id)
+                self.let_go(kept.run_id)
 
 
 class HotRoom:

@@ -62,7 +62,7 @@ class RunStore:
     def follow(self, flight: Flight) -> None:
         """Has the state of a run that executes here from now on, with each of its commits."""
         self.take(flight.state)
-        flight.shown.subscribe(lambda: self.take(flight.shown.data))
+        flight.followers.append(self.take)
 
 
 class StoreRegistry:

@@ -26,6 +26,7 @@ VERSIONS = st.none() | st.from_regex(r"[0-9a-z.\-]{0,8}", fullmatch=True)
         ("v10", "v9"),
         ("b", "a"),
         ("1.0-rc2", "1.0-rc1"),
+        ("2²", "2"),
     ],
 )
 def test_newer(newer, older):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
+import threading
 
 import msgspec
 import pytest
@@ -211,3 +214,52 @@ async def test_lines_stand_beneath_the_decision_that_they_follow(verbs, run):
 async def test_flush_without_lines(verbs, run):
     """Nothing to write is nothing to wait for."""
     await a_book(verbs, run).flush()
+
+
+async def test_progress_shows_no_secrets(verbs, run):
+    """What a step says of its progress is without secrets too, in the timeline and beside the run."""
+    book = Timelines(verbs.do).book(run, {"KEY": "hush-hush"})
+    book.progress(0.5, "with hush-hush", "a/step")
+    await book.flush()
+    (entry,) = [entry for entry in await verbs.timeline(run.run_id) if entry.type == "step:progress"]
+    assert told(entry) == {"fraction": 0.5, "message": "with [redacted]"}
+    assert msgspec.json.decode((await verbs.run(run.run_id)).progress)[:2] == [0.5, "with [redacted]"]
+
+
+async def test_who_waits_for_lines_may_be_cancelled(verbs, run):
+    """A line is written though whoever waits for it is cancelled before its writing has begun; nobody else is."""
+    book = a_book(verbs, run)
+    RunLogger(book).info("said")
+    waiting = asyncio.ensure_future(book.flush())
+    asyncio.get_running_loop().call_soon(waiting.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await book.flush()
+    assert [told(entry)["message"] for entry in await lines(verbs, run)] == ["said"]
+
+
+async def test_threads_lose_no_lines():
+    """Lines that threads say while others are taken out to be written are written too."""
+    written = 0
+
+    async def count(_verb, item, _decide):
+        nonlocal written
+        written += len(item.entries)
+
+    def say():
+        for _ in range(5000):
+            book.write("info", "line", {}, "")
+
+    book = LogBook(count, "run", 1, 1, 1)
+    threads = [threading.Thread(target=say) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            await book._write_out()
+    finally:
+        sys.setswitchinterval(interval)
+    await book.flush()
+    assert written == 15_000
