@@ -17,7 +17,7 @@ from piecework.ids import new_id
 from piecework.run.dispatcher import Dispatcher
 from piecework.run.folds_events import decide_fanout
 from piecework.run.intake import Intake
-from piecework.run.link import LinkServer
+from piecework.run.link_server import LinkServer
 from piecework.run.news import News
 from piecework.run.node import Node
 from piecework.run.retention import Retention

@@ -17,7 +17,7 @@ import msgspec
 from piecework.bus.event import Event
 from piecework.errors import NotFoundError, TimeoutExceededError, ValidationError
 from piecework.process import protocol
-from piecework.run.link import told_error
+from piecework.run.link_errors import told_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

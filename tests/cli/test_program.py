@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import piecework as package
-from piecework.run.link import LinkServer
+from piecework.run.link_server import LinkServer
 from piecework.store.lockfile import LockFile
 
 

@@ -18,7 +18,7 @@ from piecework.client.doors import RemoteIntake, RemotePieces, RemoteRuntime
 from piecework.client.node_link import NodeLink
 from piecework.clock import SystemClock
 from piecework.errors import ClosedError, NoNodeError
-from piecework.run.link import LinkServer
+from piecework.run.link_server import LinkServer
 from piecework.store.lockfile import LockFile
 
 HERE = Path(__file__).parent

@@ -22,7 +22,7 @@ from piecework.errors import (
 from piecework.ids import new_id
 from piecework.run.info import RunInfo, RunProgress, TimelineEntry, WorkflowInfo
 from piecework.run.intake import Receipt
-from piecework.run.link import revived_error
+from piecework.run.link_errors import revived_error
 from piecework.space.service import PieceRecord
 from piecework.store.items import DispatchResult
 from piecework.store.values import encode_mapping

@@ -14,7 +14,6 @@ import msgspec
 from msgspec.structs import replace
 
 from piecework.clock import micros
-from piecework.container.state import State, merge
 from piecework.errors import (
     AbortedError,
     ClosedError,
@@ -26,38 +25,33 @@ from piecework.errors import (
     describe,
 )
 from piecework.run.failure import step_delay
-from piecework.run.folds import decide_cleaned, decide_commit_stage, decide_end_told, decide_settle, decide_unresume
+from piecework.run.folds import decide_commit_stage, decide_settle, decide_unresume
 from piecework.run.folds_nodes import carries
-from piecework.run.info import run_info
 from piecework.run.lifecycle import ENDED, Status
-from piecework.run.logger import RunLogger
 from piecework.run.parts import encode
-from piecework.store.items import Cleaned, CommitStage, Continue, EndTold, NewEntry, Park, Settle, Unresume
+from piecework.store.items import CommitStage, Continue, Park, Settle, Unresume
 from piecework.store.values import encode_mapping
-from piecework.store.verbs.runs import cleaned, commit_stage, end_told, settle, unresume
+from piecework.store.verbs.runs import commit_stage, settle, unresume
 from piecework.telemetry import signals
 from piecework.workflow.catalogue import KIND, Catalogue, definition_of
+from piecework.workflow.endings import Endings
 from piecework.workflow.flight import Flight, event_of
-from piecework.workflow.hook_calls import HookCalls, HookContext, calling_workflow
+from piecework.workflow.hook_calls import HookCalls, calling_workflow
 from piecework.workflow.pause import WaitFor, resume_patch, waits_of
-from piecework.workflow.result import Result, RunMetadata, RunValue, error_from, result_of
-from piecework.workflow.stages import Stages, copy_of, target_of
+from piecework.workflow.result import Result, RunMetadata, RunValue, error_from
+from piecework.workflow.stages import Stages, target_of
 from piecework.workflow.state import initial_state, merge_all, resumed, snapshot
-from piecework.workspace.calls import open_workspace
 from piecework.workspace.context import Host, current_workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from piecework.bus.event import Event
-    from piecework.run.logger import LogBook
     from piecework.run.node import Node
     from piecework.store.items import Claimed, Definition, Progress, Route
     from piecework.store.records import EventRow, Run, Wait
-    from piecework.workflow.catalogue import Registered
     from piecework.workflow.definition import Instruction, Stage
     from piecework.workflow.hot import HotRoom, HotRuns
-    from piecework.workspace.opening import Opening
     from piecework.workspace.workspace import Workspace
 
 
@@ -100,6 +94,7 @@ class Executor:
         self._abort_grace_seconds = abort_grace_seconds
         self._limit = payload_limit_bytes
         self.hooks = HookCalls(host, catalogue, hook_timeout_seconds)
+        self._endings = Endings(host, catalogue, self.hooks, lambda: self.node)
         self._stages = Stages(host.clock, payload_limit_bytes)
         self._node: Node | None = None
         self._left: set[asyncio.Task[None]] = set()
@@ -194,10 +189,10 @@ class Executor:
         """Carries a run to its next pause or its end."""
         if Status(claimed.run.status) in ENDED:
             await self.hot.drop_run(claimed.run.run_id)
-            await self._end_unheard(claimed)
+            await self._endings.unheard(claimed)
             return
         if claimed.run.attempt > self._crash_limit:
-            await self._fail_without_code(claimed, self._crashed(claimed.run))
+            await self._endings.without_code(claimed, self._crashed(claimed.run))
             return
         registered = self._catalogue.find(claimed.run.workflow_id)
         if registered is None or not carries(definition_of(registered.workflow), claimed.run):
@@ -226,7 +221,7 @@ class Executor:
         reason = self.node.abort_reason(run)
         if reason is None:
             raise StoppedError(f"workflow {run.workflow_id!r} was deregistered or changed", run_id=run.run_id)
-        await self._fail_without_code(claimed, AbortedError(f"run {run.run_id} was aborted: {reason}"))
+        await self._endings.without_code(claimed, AbortedError(f"run {run.run_id} was aborted: {reason}"))
 
     # -- the heart -----------------------------------------------------------------------------------------------
 
@@ -239,7 +234,7 @@ class Executor:
                 await flight.book.flush()
                 ended = await self._settle(flight, error)
                 if ended:
-                    await self._close(flight, ws)
+                    await self._endings.close(flight, ws)
                 committed = True
         except BaseExceptionGroup:
             if not committed:
@@ -248,7 +243,7 @@ class Executor:
         if ended:
             self._prune(flight)
             signals.emit(signals.RUN_PRUNED, level="debug")
-            await self._clean(flight.run, flight.registered)
+            await self._endings.clean(flight.run, flight.registered)
 
     async def _run_stages(self, flight: Flight, ws: Workspace) -> None:
         """Goes from stage to stage; returns when the run has nothing more to do, raises `_Parked` when it pauses."""
@@ -275,7 +270,7 @@ class Executor:
     async def _prepare(self, flight: Flight, ws: Workspace) -> None:
         """Lets `on_prepare` see the run before its first stage; one that fails fails the run."""
         hook = flight.registered.hooks.on_prepare
-        error = None if hook is None else await self._call_before("on_prepare", hook, flight, ws)
+        error = None if hook is None else await self.hooks.before("on_prepare", hook, flight, ws, self._stages.checked)
         if error is not None:
             flight.note("hook:error", "on_prepare", error=describe(error))
             raise error
@@ -284,74 +279,9 @@ class Executor:
         """Lets `on_resume` see a resumed run before its next stage; one that fails pauses the run again."""
         flight.resumed = False
         hook = flight.registered.hooks.on_resume
-        error = None if hook is None else await self._call_before("on_resume", hook, flight, ws)
+        error = None if hook is None else await self.hooks.before("on_resume", hook, flight, ws, self._stages.checked)
         if error is not None:
             raise _NotResumed(error)
-
-    async def _call_before(
-        self, name: str, hook: Callable[..., Any], flight: Flight, ws: Workspace
-    ) -> ExecutionFailedError | None:
-        run = flight.run
-        ctx = HookContext(
-            run_id=run.run_id,
-            workflow_id=run.workflow_id,
-            trigger_id=run.trigger_id,
-            pipeline_id=run.pipeline_id,
-            event=copy_of(flight.event),
-            workspace=ws,
-            logger=ws.logger,
-            _read=lambda: snapshot(flight.state),
-            _write=lambda patch: self._write(flight, name, patch),
-        )
-        error = await self.hooks.call(name, hook, (ctx,), run, ws)
-        if error is None and ctx.reason is not None:
-            raise AbortedError(f"run {run.run_id} was aborted: {ctx.reason}", run_id=run.run_id)
-        return error
-
-    def _write(self, flight: Flight, name: str, patch: Mapping[str, Any]) -> None:
-        flight.state = merge(flight.state, self._stages.checked(dict(patch), f"what {name} wrote"))
-        flight.show()
-
-    async def _close(self, flight: Flight, ws: Workspace) -> None:
-        """Lets `on_complete` hear of the end; the run's place is held until it has, and whoever waits hears later."""
-        run = flight.run
-        hook = flight.registered.hooks.on_complete
-        if hook is not None and flight.ended is not None:
-            await self._tell_end(flight.registered, run, hook, flight.ended, ws)
-        self.node.news.announce(run.run_id, flight.ended_as)
-        signals.emit(signals.RUN_CLOSED, level="debug")
-
-    async def _tell_end(
-        self, registered: Registered, run: Run, hook: Callable[..., Any], result: Result, ws: Workspace
-    ) -> None:
-        error = await self.hooks.call("on_complete", hook, (result,), run, ws)
-        assert result.ok or result.error  # looked at: it need not warn
-        entries = () if error is None else (self._hook_error("on_complete", error, run, registered),)
-        item = EndTold(run_id=run.run_id, epoch=run.epoch, entries=entries)
-        await self.node.commit(end_told, item, decide_end_told)
-
-    async def _end_unheard(self, claimed: Claimed) -> None:
-        """Does what is left of a run that ended where nobody could: without an owner, or under one that has died."""
-        run = claimed.run
-        registered = self._catalogue.find(run.workflow_id)
-        if registered is None:
-            signals.emit(signals.HOOKS_SKIPPED, level="warning", run_id=run.run_id, workflow_id=run.workflow_id)
-            await self._commit_clean(run, (NewEntry(type="hooks:skipped"),))
-            return
-        hook = registered.hooks.on_complete
-        if run.telling and hook is None:
-            await self.node.commit(end_told, EndTold(run_id=run.run_id, epoch=run.epoch), decide_end_told)
-        elif run.telling and hook is not None:
-            shown = State()
-            stored = claimed.values.get("state")
-            state = {} if stored is None else msgspec.json.decode(stored)
-            shown.commit(state)
-            book = self.node.timelines.book(run, registered.workflow.env)
-            async with self._workspace(run, registered, shown, book) as ws:
-                await self._tell_end(registered, run, hook, result_of(run_info(run), state), ws)
-                await book.flush()
-        self.node.news.announce(run.run_id, run.status)
-        await self._clean(run, registered)
 
     # -- its parts -----------------------------------------------------------------------------------------------
 
@@ -397,19 +327,8 @@ class Executor:
 
     def _room(self, flight: Flight) -> HotRoom:
         """The run's workspace: the one that was kept while it was paused, or a fresh one."""
-        opening = self._workspace(flight.run, flight.registered, flight.shown, flight.book)
+        opening = self._endings.workspace(flight.run, flight.registered, flight.shown, flight.book)
         return self.hot.room(flight, opening, lambda: self.flights.get(flight.run.run_id) is flight)
-
-    def _workspace(self, run: Run, registered: Registered, shown: State, book: LogBook) -> Opening:
-        return open_workspace(
-            self._host,
-            parents=(registered.container,),
-            space=run.space,
-            key=run.run_id,
-            run_id=run.run_id,
-            state=shown,
-            logger=RunLogger(book, run_id=run.run_id, workflow_id=run.workflow_id),
-        )
 
     def _verdict_before(self, flight: Flight) -> PieceworkError | None:
         run = flight.run
@@ -465,10 +384,6 @@ class Executor:
         error = None if body.cancelled() else body.exception()
         if error is not None and not isinstance(error, AbortedError | _Parked):
             signals.emit(signals.RUN_LOST, level="warning", error=describe(error))
-
-    def _hook_error(self, name: str, error: ExecutionFailedError, run: Run, registered: Registered) -> NewEntry:
-        told = self.node.timelines.redaction_of(run.workflow_id, registered.workflow.env).fields(describe(error))
-        return NewEntry(type="hook:error", path=name, payload=encode({"error": told}))
 
     def _stage(self, flight: Flight) -> Stage | None:
         if flight.stage is None:
@@ -585,30 +500,6 @@ class Executor:
         self.node.news.announce(run.run_id, Status.PAUSED)
         self.node.wake()
         return False
-
-    async def _fail_without_code(self, claimed: Claimed, error: PieceworkError) -> None:
-        """Fails a run of which no stage can run here; its hooks hear of that as far as they are there."""
-        run, told = claimed.run, encode(describe(error)).decode()
-        registered = self._catalogue.find(run.workflow_id)
-        telling = registered is not None and registered.hooks.on_complete is not None
-        item = Settle(run_id=run.run_id, epoch=run.epoch, status=Status.FAILED, telling=telling, error=told)
-        status: str = await self.node.commit(settle, item, decide_settle)
-        signals.emit(signals.RUN_ENDED, level="warning", status=status, error=describe(error))
-        await self._end_unheard(replace(claimed, run=replace(run, status=status, error=told, telling=int(telling))))
-
-    async def _clean(self, run: Run, registered: Registered) -> None:
-        """Lets `on_cleanup` do its part, and frees the run's place for the next."""
-        entries: tuple[NewEntry, ...] = ()
-        if registered.hooks.on_cleanup is not None:
-            error = await self.hooks.call("on_cleanup", registered.hooks.on_cleanup, (), run, None)
-            entries = () if error is None else (self._hook_error("on_cleanup", error, run, registered),)
-        await self._commit_clean(run, entries)
-
-    async def _commit_clean(self, run: Run, entries: tuple[NewEntry, ...]) -> None:
-        item = Cleaned(run_id=run.run_id, epoch=run.epoch, entries=entries)
-        started: int = await self.node.commit(cleaned, item, decide_cleaned)
-        if started:
-            self.node.wake()
 
 
 class _Parked(Exception):  # noqa: N818 - a signal to the heart, not an error

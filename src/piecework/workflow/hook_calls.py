@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from msgspec.structs import replace
 
-from piecework.errors import ExecutionFailedError, StoppedError, TimeoutExceededError, describe, place_of
+from piecework.container.state import merge
+from piecework.errors import AbortedError, ExecutionFailedError, StoppedError, TimeoutExceededError, describe, place_of
 from piecework.telemetry import signals
+from piecework.workflow.stages import copy_of
+from piecework.workflow.state import snapshot
 from piecework.workspace.inject import call_injected, invoke
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from piecework.store.items import DispatchResult
     from piecework.store.records import Run
     from piecework.workflow.catalogue import Catalogue
+    from piecework.workflow.flight import Flight
     from piecework.workspace.context import Host
     from piecework.workspace.workspace import Workspace
 
@@ -125,6 +129,48 @@ class HookCalls:
         error = await self._failure(name, fn, args, run.workflow_id, run.run_id, ws)
         if error is not None:
             self._show(name, run.workflow_id, error, run_id=run.run_id)
+        return error
+
+    async def before(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        flight: Flight,
+        ws: Workspace,
+        checked: Callable[[Any, str], dict[str, Any]],
+    ) -> ExecutionFailedError | None:
+        """Calls a hook that comes before the stages of a run; what it writes is in the run's data at once.
+
+        Args:
+            name: Which hook, for people.
+            fn: The hook.
+            flight: The run.
+            ws: The run's workspace.
+            checked: Makes a patch of what it writes, or refuses it.
+
+        Raises:
+            AbortedError: The hook says that the run is to end.
+        """
+        run = flight.run
+
+        def write(patch: Mapping[str, Any]) -> None:
+            flight.state = merge(flight.state, checked(dict(patch), f"what {name} wrote"))
+            flight.show()
+
+        ctx = HookContext(
+            run_id=run.run_id,
+            workflow_id=run.workflow_id,
+            trigger_id=run.trigger_id,
+            pipeline_id=run.pipeline_id,
+            event=copy_of(flight.event),
+            workspace=ws,
+            logger=ws.logger,
+            _read=lambda: snapshot(flight.state),
+            _write=write,
+        )
+        error = await self.call(name, fn, (ctx,), run, ws)
+        if error is None and ctx.reason is not None:
+            raise AbortedError(f"run {run.run_id} was aborted: {ctx.reason}", run_id=run.run_id)
         return error
 
     def dispatched(self, results: Sequence[DispatchResult], event_id: str | None) -> None:

@@ -111,8 +111,12 @@ class HotRuns:
         return None
 
     def let_go(self, run_id: str) -> None:
-        """Begins to close what is kept of a run that has ended."""
-        self._cool(run_id)
+        """Begins to close what is kept of a run."""
+        kept = self._kept.pop(run_id, None)
+        if kept is not None:
+            task = asyncio.create_task(_close(kept), name=f"cool-{run_id}")
+            self._closing[task] = kept
+            task.add_done_callback(lambda done: self._closing.pop(done, None))
 
     async def drop_run(self, run_id: str) -> None:
         """Closes what is kept of a run; returns when its services are closed."""

@@ -25,7 +25,8 @@ from piecework.errors import (
 )
 from piecework.process import protocol
 from piecework.process.protocol import Ask, Channel, Hello, Reply
-from piecework.run.link import LinkClient, LinkServer, socket_path
+from piecework.run.link import LinkClient
+from piecework.run.link_server import LinkServer, socket_path
 from piecework.store.lockfile import LockFile
 
 
@@ -363,7 +364,7 @@ asyncio.run(main())
 NODE = """
 import asyncio, sys
 from pathlib import Path
-from piecework.run.link import LinkServer
+from piecework.run.link_server import LinkServer
 from piecework.store.lockfile import LockFile
 
 async def answer(op, args):
