@@ -90,6 +90,7 @@ class CleanData(Data):
         backend = self._templates.copy()
 
         async def known() -> Schema | None:
+            """What the template has, as far as somebody has looked."""
             tables = await backend.known()
             return None if tables is None else database.schema_of(tables)
 

@@ -290,15 +290,18 @@ class RunPromises:
         looks: list[list[tuple[int, str]]] = []
 
         async def look() -> None:
+            """Keeps what the timeline says now."""
             lines = await verbs.timeline(run.run_id)
             looks.append([(line.decision, line.type) for line in lines if line.ordinal == 0])
 
         async def signal() -> None:
+            """Decisions of others."""
             for _ in range(5):
                 await verbs.signal(run.run_id)
                 await look()
 
         async def advance() -> None:
+            """Decisions of the owner."""
             for visit in range(5):
                 await verbs.end_stage(run, Continue(stage="a"), visit=visit)
                 await verbs.append(run, "line", first=visit + 1)

@@ -154,6 +154,7 @@ class HookCalls:
         run = flight.run
 
         def write(patch: Mapping[str, Any]) -> None:
+            """Merges what the hook wrote."""
             flight.state = merge(flight.state, checked(dict(patch), f"what {name} wrote"))
             flight.show()
 
