@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,20 @@ def runtime_machine(connect: Callable[[LoopClock], Coroutine[Any, Any, Store]]) 
             return connect(clock)
 
     return RuntimeMachine
+
+
+def when(condition):
+    """Does nothing where a condition does not hold: what is drawn may not depend on the moods of a real engine."""
+
+    def guard(fn):
+        @wraps(fn)
+        def guarded(self, **drawn):
+            if condition(self):
+                fn(self, **drawn)
+
+        return guarded
+
+    return guard
 
 
 class _RuntimeMachine(RuleBasedStateMachine):
@@ -137,8 +152,8 @@ class _RuntimeMachine(RuleBasedStateMachine):
             self._publish(f"go.{flow}", {"k": key, "gated": gated}, set(), hurry=True)
         self.act()
 
-    @precondition(lambda self: self.history.truth.receipts)
     @rule(pick=picks)
+    @when(lambda self: self.history.truth.receipts)
     def publish_again(self, pick: int) -> None:
         """A client repeats an event that it has the receipt of."""
         receipts = self.history.truth.receipts
@@ -158,8 +173,8 @@ class _RuntimeMachine(RuleBasedStateMachine):
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.history.world.gates)
     @rule(pick=picks, told=st.sampled_from(["go on", "go on", "go on", "fail"]), hurry=hurried)
+    @when(lambda self: self.history.world.gates)
     def let_go(self, pick: int, told: str, hurry: bool) -> None:
         """A step that waits goes on, or fails."""
         gates = self.history.world.gates
@@ -174,15 +189,15 @@ class _RuntimeMachine(RuleBasedStateMachine):
         found = [run.run_id for run in self.history.truth.runs.values() if run.status in statuses]
         return found[pick % len(found)] if found else None
 
-    @precondition(lambda self: self._pick(0, "paused", "running"))
     @rule(pick=picks, hurry=hurried)
+    @when(lambda self: self._pick(0, "paused", "running"))
     def resume(self, pick: int, hurry: bool) -> None:
         """Somebody resumes a run that is paused, or was."""
         self.history.resume(self._pick(pick, "paused") or self._pick(pick, "running"))
         self.act(hurry=hurry)
 
-    @precondition(lambda self: self.history.truth.runs)
     @rule(pick=picks, hurry=hurried)
+    @when(lambda self: self.history.truth.runs)
     def abort(self, pick: int, hurry: bool) -> None:
         """Somebody aborts a run."""
         truth = self.history.truth
@@ -194,8 +209,8 @@ class _RuntimeMachine(RuleBasedStateMachine):
 
         self.act(Call(f"abort {run_id}", abort, lambda result: truth.aborted(run_id, result)), hurry=hurry)
 
-    @precondition(lambda self: self.history.truth.runs)
     @rule(pick=picks, hurry=hurried)
+    @when(lambda self: self.history.truth.runs)
     def signal(self, pick: int, hurry: bool) -> None:
         """Somebody sends a patch to a run."""
         truth = self.history.truth
@@ -243,8 +258,8 @@ class _RuntimeMachine(RuleBasedStateMachine):
             self.history.toggle(what)
             self.act(hurry=hurry)
 
-    @precondition(lambda self: self.history.death is None)
     @rule(after=st.integers(1, 12), lose=st.sampled_from(["before", "after"]))
+    @when(lambda self: self.history.death is None)
     def doom(self, after: int, lose: str) -> None:
         """The node will die at one of its next operations: before its commit, or after it and before the answer."""
         self.history.death = Death(after, lose)

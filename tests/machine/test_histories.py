@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from piecework.run import admission, folds, intake
 from piecework.run.node import Node
 from piecework.store.records import Buffered, Run
-from piecework.workflow import executor
+from piecework.workflow import endings, executor
 from piecework.workflow.flight import Flight
 
 from .rules import runtime_machine
@@ -89,7 +89,7 @@ def _forget(flight, sent):
 
 
 BROKEN = {
-    "a node that forgets to wake a successor": (executor, "decide_cleaned", _no_successor),
+    "a node that forgets to wake a successor": (endings, "decide_cleaned", _no_successor),
     "a park that does not look into the buffer": (folds, "_park", _beside_the_buffer(folds._park)),
     "an end that forgets the abort": (executor, "decide_settle", _over_the_abort),
     "a node that takes nothing over": (Node, "take_over", _nobody),
