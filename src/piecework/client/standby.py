@@ -81,7 +81,9 @@ class Standby:
                     return
                 pause, said = _FIRST_PAUSE_SECONDS, False
             except NoNodeError:
-                continue  # somebody has the file and does not answer, or not yet: whoever asks is told
+                # Somebody has the file and does not answer, or not yet: whoever asks is told. A client that is not to
+                # wait for a node comes here at once each time.
+                await asyncio.sleep(_LOOK_SECONDS)
             except Exception as error:  # noqa: BLE001 - shown, and tried again: nobody else might follow
                 signals.emit(signals.NODE_TROUBLE, level="error", what="taking over", error=describe(error))
                 await asyncio.sleep(pause)
