@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import shutil
+from pathlib import Path
+
 import pytest
 
 import postgres_server
@@ -42,6 +46,36 @@ def postgres_url(postgres_databases):
     postgres_databases.drop(url)
 
 
+@pytest.fixture
+def postgres_store_url(postgres_databases):
+    """The address of a PostgreSQL database of the test's own that has the empty schema of a store."""
+    url = postgres_databases.with_store()
+    yield url
+    postgres_databases.drop(url)
+
+
+@pytest.fixture(scope="session")
+def _empty_store(tmp_path_factory):
+    """A file that has the schema of a store, to be copied: making it takes longer than most tests."""
+    from piecework.store.sqlite import SqliteStore
+
+    path = tmp_path_factory.mktemp("empty-store") / "state.db"
+
+    async def migrate():
+        store = SqliteStore(path)
+        await store.open()
+        await store.close()
+
+    asyncio.run(migrate())
+    return path
+
+
+@pytest.fixture
+def sqlite_store_path(_empty_store, tmp_path):
+    """A file of the test's own that has the empty schema of a store."""
+    return Path(shutil.copy(_empty_store, tmp_path / "state.db"))
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def engine_url(request, tmp_path):
     """The address of a fresh store, on either engine."""
@@ -64,11 +98,11 @@ def engine():
 
 
 @pytest.fixture
-def store(engine, request, tmp_path):
-    """The URL of a fresh store of the test's own."""
+def store(engine, request):
+    """The URL of a fresh store of the test's own; its schema is there, nothing stands in it."""
     if engine == "sqlite":
-        return f"sqlite:///{tmp_path / 'state.db'}"
-    return request.getfixturevalue("postgres_url")
+        return f"sqlite:///{request.getfixturevalue('sqlite_store_path')}"
+    return request.getfixturevalue("postgres_store_url")
 
 
 def pytest_terminal_summary(terminalreporter):

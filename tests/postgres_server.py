@@ -7,6 +7,7 @@ also when that is killed: the kernel tells it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -46,6 +48,34 @@ if sys.platform == "linux":
 os.execv(program, [program, *rest])
 """
 """Becomes the server: PostgreSQL refuses to be root, and nobody is there to end it when the tests are killed."""
+
+
+_USES = 50  # deleted rows leave something behind: nothing vacuums here
+
+_CATALOGUE = """
+SELECT 'relation', oid::text, relname::text, relacl::text, reltriggers.n::text, relrowsecurity::text
+FROM pg_class, LATERAL (SELECT count(*) AS n FROM pg_trigger WHERE tgrelid = pg_class.oid) AS reltriggers
+WHERE oid >= 16384 AND relkind <> 't'
+UNION ALL SELECT 'column', attrelid::text, attname::text, atttypid::text, attnum::text, attnotnull::text
+FROM pg_attribute WHERE attrelid >= 16384 AND attnum > 0
+UNION ALL SELECT 'function', oid::text, proname::text, proacl::text, md5(prosrc), '' FROM pg_proc WHERE oid >= 16384
+UNION ALL SELECT 'schema', oid::text, nspname::text, nspacl::text, nspowner::text, ''
+FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp_'
+UNION ALL SELECT 'type', oid::text, typname::text, '', '', '' FROM pg_type WHERE oid >= 16384
+UNION ALL SELECT 'constraint', oid::text, conname::text, '', '', '' FROM pg_constraint WHERE oid >= 16384
+UNION ALL SELECT 'database', oid::text, datname::text, datacl::text, datconnlimit::text, ''
+FROM pg_database WHERE datname = current_database()
+UNION ALL SELECT 'setting', setdatabase::text, setrole::text, setconfig::text, '', '' FROM pg_db_role_setting
+ORDER BY 1, 2, 3
+"""
+"""All that a test may have changed beside rows."""
+
+_EMPTIED = """
+SELECT string_agg(format(
+    CASE relkind WHEN 'r' THEN 'DELETE FROM %s' ELSE 'ALTER SEQUENCE %s RESTART' END, oid::regclass), '; ')
+FROM pg_class WHERE relnamespace = 'piecework'::regnamespace AND relkind IN ('r', 'S') AND relname <> 'schema_version'
+"""
+"""A statement that makes a store what it was at first, among few rows faster than TRUNCATE."""
 
 
 class ServerUnavailableError(Exception):
@@ -193,6 +223,9 @@ class Server:
 class Databases:
     """Fresh databases on one server, made one ahead and dropped in the background.
 
+    Making one takes the server longer than most tests take. So those that hold a store and nothing else are emptied
+    and given out again, unless their test changed more than rows.
+
     Args:
         url: Of a database whose role may create others.
         server: The server, if it is ours and ends with this.
@@ -207,22 +240,37 @@ class Databases:
         self._admin = psycopg.connect(url, autocommit=True, connect_timeout=5)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="databases")
         self._spare = self._worker.submit(self._create)
+        self._stores = {}
+        self._emptied = deque()
 
     def fresh(self):
         """The address of a new, empty database."""
         name = self._spare.result()
         self._spare = self._worker.submit(self._create)
-        base, _, rest = self.url.partition("?")
-        return base.rsplit("/", 1)[0] + f"/{name}" + (f"?{rest}" if rest else "")
+        return self._url(name)
+
+    def with_store(self):
+        """The address of a database in which there is the schema of a store, without a row, and nothing else."""
+        while self._emptied:
+            name = self._emptied.popleft().result()
+            if name is not None:
+                return self._url(name)
+        name = self._worker.submit(self._make_store).result()
+        return self._url(name)
 
     def drop(self, url):
-        """Drops a database, whoever is still connected, when there is time."""
-        self._worker.submit(self._drop, database_of(url))
+        """Drops a database, whoever is still connected, when there is time; one of a store may be used again."""
+        name = database_of(url)
+        if name in self._stores:
+            self._emptied.append(self._worker.submit(self._empty, name))
+        else:
+            self._worker.submit(self._drop, name)
 
     def close(self):
         """Ends the server if it is ours; on another one it drops what is left."""
         if self.server is None:
-            self._worker.submit(self._drop, self._spare.result())
+            for name in (self._spare.result(), *self._stores):
+                self._worker.submit(self._drop, name)
         self._worker.shutdown(cancel_futures=self.server is not None)
         self._admin.close()
         if self.server is not None:
@@ -236,6 +284,41 @@ class Databases:
 
     def _drop(self, name):
         self._admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def _make_store(self):
+        import psycopg
+
+        from piecework.store.postgres import PostgresStore
+
+        async def migrate():
+            store = PostgresStore(self._url(name))
+            await store.open()
+            await store.close()
+
+        name = self._create()
+        asyncio.run(migrate())
+        with psycopg.connect(self._url(name), autocommit=True) as connection:
+            self._stores[name] = connection.execute(_CATALOGUE).fetchall(), count(1)
+        return name
+
+    def _empty(self, name):
+        """Deletes all rows of a store; drops it, and answers None, where that does not make it as good as new."""
+        import psycopg
+
+        catalogue, uses = self._stores[name]
+        self._admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [name])
+        with psycopg.connect(self._url(name), autocommit=True) as connection:
+            if next(uses) < _USES and connection.execute(_CATALOGUE).fetchall() == catalogue:
+                ((statement,),) = connection.execute(_EMPTIED).fetchall()
+                connection.execute(statement)
+                return name
+        del self._stores[name]
+        self._drop(name)
+        return None
+
+    def _url(self, name):
+        base, _, rest = self.url.partition("?")
+        return base.rsplit("/", 1)[0] + f"/{name}" + (f"?{rest}" if rest else "")
 
 
 def databases(*, durable=False):

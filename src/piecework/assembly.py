@@ -28,8 +28,10 @@ from piecework.services.mailing import JOB, Mailing
 from piecework.services.notifications import JOB as DELIVER
 from piecework.services.notifications import Notifications
 from piecework.space.manager import Spaces
+from piecework.space.overdue import Overdue
 from piecework.space.service import PieceKind, PieceService
 from piecework.space.supply import WorkerSupply
+from piecework.space.waking import PieceEvents
 from piecework.store.sqlite import SqliteStore
 from piecework.telemetry.redaction import Redaction, secret_values
 from piecework.workflow.catalogue import Catalogue
@@ -69,6 +71,8 @@ class Parts:
     retention: Retention
     runtime: Runtime
     pieces: PieceService
+    piece_events: PieceEvents
+    overdue: Overdue
     jobs: Jobs
     bot: Bot
     spaces: Spaces
@@ -169,8 +173,10 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
     pieces.attach(node)
     intake = Intake(store, kinds, node, declared.bus, clock, settings, deciding=serving)
     dispatcher = Dispatcher(store, kinds, intake, clock, partial(decide_fanout, intake.matches))
+    piece_events = PieceEvents(declared.definitions, store, node)
     if serving:
         intake.on_left = dispatcher.wake
+        dispatcher.others = (piece_events.look,)
     store.listen(lambda topics: _hear(topics, node, dispatcher))
     return Parts(
         store=store,
@@ -184,6 +190,8 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
             declared.door, declared.app, store, node, intake, executor, catalogue, clock, declared.env, serving=serving
         ),
         pieces=PieceService(declared.definitions, store, node, clock, spaces),
+        piece_events=piece_events,
+        overdue=Overdue(store, node, clock),
         jobs=jobs,
         bot=bot,
         spaces=spaces,

@@ -15,6 +15,7 @@ from piecework.services.declared_job import define_job
 from piecework.services.job_handle import Job
 from piecework.services.mailing import JOB as SEND_MAIL
 from piecework.space.piece import PieceDefinition
+from piecework.space.timing import check_timing
 from piecework.store.values import check_identifier
 from piecework.workflow.definition import Workflow
 from piecework.workflow.hooks import Hooks
@@ -116,7 +117,13 @@ class Declarations:
         self,
         integration: str,
         *,
-        every_seconds: float = 60,
+        every_seconds: float | None = None,
+        schedule: str | Iterable[str] | None = None,
+        tz: str | None = None,
+        on: Iterable[str] = (),
+        overlap: str | None = None,
+        missed: str = "once",
+        jitter: float | None = None,
         timeout_seconds: float = 600,
         accounting: str = "join",
     ) -> Callable[[F], F]:
@@ -124,18 +131,36 @@ class Declarations:
 
         Args:
             integration: What pieces name.
-            every_seconds: From the end of one update to the next.
+            every_seconds: From the end of one update to the next; 60 without this, a schedule and events.
+            schedule: Cron expressions: five fields, six with seconds first, or a name such as `@hourly`.
+            tz: Where the schedule's clock stands, such as "Europe/Berlin"; UTC when omitted.
+            on: Event types, or patterns such as `feed.*`, that make an update due: an event of a space its pieces', one
+                without a space those of every space. With this alone nothing else does, and there is no first update.
+            overlap: Of what is asked for while an update is under way: "skip" nothing, "queue" one more right after,
+                "cancel" stops it and starts the next. "queue" when omitted with `on`, else "skip".
+            missed: Of a schedule's times at which no node was there: "once" one update, "skip" none, "all" one each.
+            jitter: By which part of what lies between two updates the next may be later, by chance; a tenth of an
+                interval when omitted, nothing of a schedule.
             timeout_seconds: After that an update is stopped, for real.
             accounting: "join" awaits tasks that an update left behind, "strict" fails the update for them.
 
         Raises:
             DuplicateKeyError: There is such an integration.
-            ValidationError: A number is not positive, or accounting is neither.
+            ValidationError: Something of it is not acceptable.
         """
         if not isinstance(integration, str):
             raise ValidationError("@app.piece needs the integration's name: @app.piece('feed', every_seconds=60)")
         check_identifier(integration, "integration")
-        check_duration(f"piece {integration!r}: every_seconds", every_seconds)
+        timing = check_timing(
+            f"piece {integration!r}",
+            every_seconds=every_seconds,
+            schedule=schedule,
+            tz=tz,
+            on=on,
+            overlap=overlap,
+            missed=missed,
+            jitter=jitter,
+        )
         check_duration(f"piece {integration!r}: timeout_seconds", timeout_seconds)
         if accounting not in {"join", "strict"}:
             raise ValidationError(f"piece {integration!r}: accounting is 'join' or 'strict', not {accounting!r}")
@@ -147,7 +172,7 @@ class Declarations:
             self._definitions[integration] = PieceDefinition(
                 integration=integration,
                 fn=fn,
-                every_seconds=every_seconds,
+                timing=timing,
                 timeout_seconds=timeout_seconds,
                 accounting="strict" if accounting == "strict" else "join",
             )

@@ -523,6 +523,7 @@ class AddPiece(Form, frozen=True):
     integration: str
     config: dict[str, Any] = {}
     every_seconds: float | None = None
+    schedule: str | list[str] | None = None
 
     async def answer(self, app: OpenApp) -> Any:
         """Its first update is due at once."""
@@ -532,6 +533,7 @@ class AddPiece(Form, frozen=True):
             integration=self.integration,
             config=self.config,
             every_seconds=self.every_seconds,
+            schedule=self.schedule,
         )
         record = msgspec.to_builtins(await app.pieces.get(self.space, self.piece_id))
         return record | {"added": added}

@@ -237,6 +237,10 @@ class Roles(Sending):
         """Lets a node live: from here on it has what it claims, and whoever is no node may ask it."""
         node, store = parts.node, parts.store
         stack.callback(signals.emit, signals.NODE_STOPPED, node_id=node.node_id)
+        if self._definitions:
+            await parts.piece_events.register()
+            await parts.overdue.start()
+            stack.push_async_callback(parts.overdue.stop)
         await node.start()
         await parts.bot.start()
         stack.push_async_callback(parts.bot.stop)

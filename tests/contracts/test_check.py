@@ -113,7 +113,7 @@ def slot(key, mode="serialized", *, concurrency=1, hold=1, **rest):
 def piece(piece_id, *, observed="idle", run_id=None, next_run_at=None):
     observations = dict.fromkeys(("last_run_at", "last_success_at", "last_failure_at", "last_error"))
     return Piece(
-        "acme", piece_id, "feed", b"{}", 60_000_000, "enabled", None, observed, "Success", b"{}", run_id, next_run_at,
+        "acme", piece_id, "feed", b"{}", 60_000_000, None, None, None, "enabled", None, observed, "Success", b"{}", run_id, next_run_at,
         consecutive_failures=0, created_at=NOW, updated_at=NOW, **observations,
     )  # fmt: skip
 
@@ -287,6 +287,7 @@ PLANTED = [
     ("piece_without_run", "piece acme/hn", "UPDATE pieces SET run_id = 'nobody' WHERE piece_id = 'hn'"),
     ("piece_without_run", "piece acme/hn", "UPDATE pieces SET run_id = 'hn-last' WHERE piece_id = 'hn'"),
     ("piece_broken_and_due", "piece acme/broken", f"UPDATE pieces SET next_run_at = {NOW} WHERE piece_id = 'broken'"),
+    ("piece_after_nothing", "piece acme/broken", "UPDATE pieces SET after_run_id = 'no' WHERE piece_id = 'broken'"),
     ("space_asleep", "space acme", f"UPDATE spaces SET next_due = {NOW + 6} WHERE space = 'acme'"),
     ("space_asleep", "space acme", "UPDATE spaces SET next_due = NULL WHERE space = 'acme'"),
     ("space_asleep", "space acme", "DELETE FROM spaces WHERE space = 'acme'"),
@@ -321,7 +322,7 @@ async def test_a_store_whose_nodes_have_stopped_is_none(raw, found):
 
 async def test_a_piece_without_a_schedule_is_none(raw, found):
     """A piece that only events wake has no update to come."""
-    await raw.execute("UPDATE pieces SET run_id = NULL, next_run_at = NULL, every = 0 WHERE piece_id = 'hn'")
+    await raw.execute("UPDATE pieces SET run_id = NULL, next_run_at = NULL, observed = 'waiting' WHERE piece_id = 'hn'")
     assert await found() == []
 
 

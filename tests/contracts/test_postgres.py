@@ -12,8 +12,8 @@ class TestPostgres(StoreContract):
     """The contract, on PostgreSQL."""
 
     @pytest.fixture
-    async def store(self, postgres_url):
-        store = PostgresStore(postgres_url)
+    async def store(self, postgres_store_url):
+        store = PostgresStore(postgres_store_url)
         await store.open()
         yield store
         await store.close()

@@ -331,7 +331,7 @@ async def _two_releases_and_a_signal(verbs):
         _claim_and_abort,
         _two_claims,
         _two_occurrences,
-        _two_notifications,
+        pytest.param(_two_notifications, marks=pytest.mark.slow),  # far more schedules than the others
         _notification_and_mail,
         _two_releases_and_a_signal,
     ],

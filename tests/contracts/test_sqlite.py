@@ -1,19 +1,20 @@
-"""SQLite keeps every promise of a store, and some of its own."""
+"""SQLite keeps every promise of a store, its verbs asking for their locks in one order."""
 
 from __future__ import annotations
 
 import pytest
 
+from contracts.lock_order import Watched
 from piecework.store.sqlite import SqliteStore
 from piecework.testing.contracts import StoreContract
 
 
 class TestSqlite(StoreContract):
-    """The contract, on SQLite."""
+    """The contract, on SQLite, and the order of locks."""
 
     @pytest.fixture
-    async def store(self, tmp_path):
-        store = SqliteStore(tmp_path / "state.db")
+    async def store(self, sqlite_store_path):
+        store = SqliteStore(sqlite_store_path)
         await store.open()
-        yield store
+        yield Watched(store)
         await store.close()

@@ -32,7 +32,7 @@ from piecework.workflow.pipeline_registry import PipelineRegistry
 from piecework.workflow.result import Result, RunMetadata, RunValue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -439,6 +439,7 @@ class RemotePieces:
         integration: str,
         config: dict[str, Any] | None = None,
         every_seconds: float | None = None,
+        schedule: str | Iterable[str] | None = None,
     ) -> bool:
         """Registers a piece, or enables it again with a new configuration; see `PieceService.register`.
 
@@ -454,7 +455,9 @@ class RemotePieces:
         given = {} if config is None else config
         encode_mapping(given, what="config")
         asked = {"space": space, "piece_id": piece_id, "integration": integration, "config": given}
-        answer = await self._link.ask("pieces.add", asked | {"every_seconds": every_seconds})
+        expressions = schedule if schedule is None or isinstance(schedule, str) else list(schedule)
+        asked |= {"every_seconds": every_seconds, "schedule": expressions}
+        answer = await self._link.ask("pieces.add", asked)
         added: bool = answer["added"]
         return added
 

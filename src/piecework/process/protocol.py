@@ -77,6 +77,8 @@ class Run(Message, frozen=True):
         state: Its state as of the last commit.
         deadline_seconds: How long it may take from now on.
         idempotency_key: The same for every attempt.
+        event: What made it due: `type payload id space at hops`; None where it was no event.
+        hops: How many runs that event came by: what the update publishes has come by one more.
     """
 
     run_id: str
@@ -88,6 +90,8 @@ class Run(Message, frozen=True):
     idempotency_key: str
     config: dict[str, Any] = {}
     state: dict[str, Any] = {}
+    event: dict[str, Any] | None = None
+    hops: int = 0
 
 
 class Begun(Message, frozen=True):

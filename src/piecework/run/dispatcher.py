@@ -21,7 +21,7 @@ from piecework.store.verbs.dispatch import continue_fanout, dispatch
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from piecework.clock import Clock
     from piecework.run.intake import Intake
@@ -45,6 +45,10 @@ class Dispatcher:
         intake: Takes events in and tells what became of them.
         clock: Sleeps between looks.
         decide_fanout: The fold of fan-outs; one object for the node's whole life.
+
+    Attributes:
+        others: What else is left of events, for the kinds of work that look after it themselves; each answers whether
+            there was something.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Dispatcher:
         self._intake = intake
         self._clock = clock
         self._decide_fanout = decide_fanout
+        self.others: tuple[Callable[[], Awaitable[bool]], ...] = ()
         self._wanted = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -82,7 +87,7 @@ class Dispatcher:
             StoreError: The store failed; what was not done is done at the next look.
         """
         busy = False
-        for part in (self._empty_inbox, self._dispatch_pending, self._fan_out):
+        for part in (self._empty_inbox, self._dispatch_pending, self._fan_out, *self.others):
             busy = await part() or busy
         return busy
 

@@ -87,3 +87,32 @@ def later(moment: int, following: Following, *, jitter: float, spread: float) ->
         return moment
     coming = following(moment)
     return moment if coming is None else moment + round((coming - moment) * jitter * spread)
+
+
+TURN = 100_000
+"""What lies between two pieces that were overdue together, where there are few."""
+
+ALL_TURNS = 30_000_000
+"""How long it takes at most until all that were overdue together are due again."""
+
+
+def in_turn(now: int, count: int) -> list[int]:
+    """When each of several pieces that are overdue together is due: the first at once, none much later than it was.
+
+    Args:
+        now: The moment.
+        count: How many there are.
+    """
+    gap = min(TURN, ALL_TURNS // max(1, count))
+    return [now + place * gap for place in range(count)]
+
+
+def set_back(due_at: int, since: int, now: int) -> int:
+    """A due time by a clock that was set back behind the moment that it was reckoned from.
+
+    Args:
+        due_at: The time as it was reckoned.
+        since: The moment from which it was; in the future it cannot be by a clock that goes right.
+        now: The moment by the clock as it goes now.
+    """
+    return due_at if since <= now else min(due_at, now + max(0, due_at - since))

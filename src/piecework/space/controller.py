@@ -349,7 +349,8 @@ class Controller:
     async def _answer(self, ask: protocol.Ask) -> None:
         try:
             run_id = ask.run_id if ask.run_id in self._runs else None
-            reply = protocol.Reply(id=ask.id, value=await self._on_ask(ask.op, ask.args, run_id))
+            with within_run(None if run_id is None else self._runs[run_id].run.hops):
+                reply = protocol.Reply(id=ask.id, value=await self._on_ask(ask.op, ask.args, run_id))
         except Exception as error:  # noqa: BLE001 - raised over there, where it was asked
             reply = protocol.Reply(id=ask.id, error=describe(error))
         try:

@@ -11,13 +11,30 @@ from msgspec.structs import replace
 
 from piecework.clock import SECOND
 from piecework.errors import NotFoundError, StaleEpochError, ValidationError
-from piecework.run.failure import backoff
+from piecework.run.failure import FIRST_BACKOFF, backoff
 from piecework.run.lifecycle import ENDED, Status, check_move
 from piecework.run.parts import encode, write_entries
 from piecework.run.schedule import next_run
+from piecework.space.coming import (
+    CRON,
+    INTERRUPTED,
+    INTERVAL,
+    MANUAL,
+    REGISTERED,
+    RETRY,
+    WAITING,
+    ask,
+    bring_forward,
+    drop_after,
+    end_uncharged,
+    queue,
+    rest,
+    start_after,
+)
 from piecework.store.items import (
     FinishPiece,
     NewEntry,
+    PieceAsked,
     PieceFinished,
     Registered,
     RegisterPiece,
@@ -29,39 +46,51 @@ from piecework.store.records import Piece, Run, RunValue
 if TYPE_CHECKING:
     from piecework.store.draft import Draft
 
-KIND = "piece"
 ENABLED = "enabled"
 PAUSED = "paused"
 BROKEN = "broken"
-INTERRUPTED = "interrupted"
 
 
 def decide_register_piece(draft: Draft, item: RegisterPiece, now: int) -> Registered:
-    """Adds a piece, or enables it again with a new configuration and a clean slate; its next update is due now."""
+    """Adds a piece, or enables it again with a new configuration and a clean slate; its next update is due now.
+
+    One that waits for events alone has no first update.
+    """
     before = draft.find(Piece, item.piece.space, item.piece.piece_id)
     if before is None:
-        piece = replace(item.piece, run_id=item.run_id, next_run_at=now, created_at=now, updated_at=now)
-        draft.put(piece)
-        _queue(draft, piece, item.run_id, now, now)
+        piece = replace(item.piece, created_at=now, updated_at=now)
+        draft.add(piece)
+        _begin(draft, piece, item, now)
         return Registered(added=True)
     piece = replace(
         before,
         integration=item.piece.integration,
         config=item.piece.config,
         every=item.piece.every,
+        schedule=item.piece.schedule,
+        occurrence=None,
         desired=ENABLED,
         desired_reason=None,
         status="Re-initializing",
         consecutive_failures=0,
         updated_at=now,
     )
-    _bring_forward(draft, piece, item.run_id, now)
+    _begin(draft, piece, item, now)
     return Registered(added=False)
 
 
-def decide_run_piece(draft: Draft, item: RunPiece, now: int) -> str:
-    """Makes the next update due now and answers its run's id; one that is under way is that run."""
-    return _bring_forward(draft, _known(draft, item.space, item.piece_id), item.run_id, now)
+def _begin(draft: Draft, piece: Piece, item: RegisterPiece, now: int) -> None:
+    if item.at_once:
+        bring_forward(draft, piece, item.run_id, now, trigger=REGISTERED)
+    else:
+        rest(draft, piece, now)
+
+
+def decide_run_piece(draft: Draft, item: RunPiece, now: int) -> PieceAsked:
+    """Makes the next update due now and answers its run; where one is under way the overlap says what follows."""
+    piece = _known(draft, item.space, item.piece_id)
+    run_id, aborting = ask(draft, piece, item.run_id, now, trigger=MANUAL, overlap=item.overlap)
+    return PieceAsked(run_id=run_id, aborting=aborting)
 
 
 def decide_set_desired(draft: Draft, item: SetDesired, now: int) -> bool:
@@ -82,14 +111,14 @@ def decide_set_desired(draft: Draft, item: SetDesired, now: int) -> bool:
         )
     same = piece.desired == item.desired
     if item.desired == PAUSED:
-        left = _call_off(draft, piece, now)
+        left = _call_off(draft, drop_after(draft, piece, "the piece was paused", now), now)
         if not (same and left is piece):
             draft.put(replace(left, desired=PAUSED, desired_reason=item.reason, updated_at=now))
         return not same
     if same and piece.observed != BROKEN:
         return False
     wanted = replace(piece, desired=ENABLED, desired_reason=item.reason, consecutive_failures=0, updated_at=now)
-    _bring_forward(draft, wanted, item.run_id, now)
+    bring_forward(draft, wanted, item.run_id, now)
     return True
 
 
@@ -103,20 +132,33 @@ def decide_finish_piece(draft: Draft, item: FinishPiece, now: int) -> PieceFinis
     piece = draft.find(Piece, run.space, run.key_value)
     if Status(run.status) in ENDED:
         return PieceFinished(status=run.status, next_run_at=None if piece is None else piece.next_run_at)
+    if piece is not None and piece.after_run_id is not None and run.abort_reason is not None:
+        item = replace(item, outcome=INTERRUPTED if item.outcome == "failed" else item.outcome)  # it made room
     status = _end_run(draft, run, item, now)
     if piece is None:
         return PieceFinished(status=status, next_run_at=None)
-    piece = _observed(piece, item, now)
-    moment = _next_moment(piece, run, item, now)
-    if moment is None:
-        piece = replace(piece, observed=BROKEN, run_id=None, next_run_at=None)
-    elif piece.desired == PAUSED:
-        moment, piece = None, replace(piece, run_id=None, next_run_at=None)
-    else:
-        piece = replace(piece, run_id=item.next_run_id, next_run_at=moment)
-        _queue(draft, piece, item.next_run_id, moment, now)
+    piece = _followed(draft, _observed(piece, item, now), run, item, now)
     draft.put(piece)
-    return PieceFinished(status=status, next_run_at=moment)
+    return PieceFinished(status=status, next_run_at=piece.next_run_at)
+
+
+def _followed(draft: Draft, piece: Piece, run: Run, item: FinishPiece, now: int) -> Piece:
+    """The piece with what follows an update: the one that was asked for meanwhile, its next time, or nothing."""
+    after = None if piece.after_run_id is None else draft.get(Run, piece.after_run_id)
+    anew = after is not None and after.trigger_id == REGISTERED  # it is another configuration that failed
+    if item.outcome == "failed" and item.permanent and not anew:
+        piece = drop_after(draft, piece, "the piece has stopped for good", now)
+        return replace(piece, observed=BROKEN, run_id=None, next_run_at=None, occurrence=None)
+    if after is not None:
+        return start_after(draft, piece, now)
+    if piece.desired == PAUSED:
+        return replace(piece, run_id=None, next_run_at=None, occurrence=None)
+    moment, trigger = _next_moment(piece, item, now)
+    if moment is None:
+        return replace(piece, observed=WAITING, run_id=None, next_run_at=None, occurrence=None)
+    queue(draft, piece, item.next_run_id, moment, now, trigger=trigger, again=run if trigger == RETRY else None)
+    occurrence = item.occurrence if trigger == CRON else piece.occurrence
+    return replace(piece, run_id=item.next_run_id, next_run_at=moment, occurrence=occurrence)
 
 
 def _known(draft: Draft, space: str, piece_id: str) -> Piece:
@@ -138,11 +180,8 @@ def _call_off(draft: Draft, piece: Piece, now: int) -> Piece:
     if run.status == Status.QUEUED:
         draft.remove(Run, run.run_id)
     else:  # given back by its owner: what it did so far stays in the history
-        status = check_move(run.run_id, run.status, Status.ABORTED)
-        told = encode({"outcome": INTERRUPTED, "reason": "the piece was paused"})
-        run = write_entries(draft, run, (NewEntry(type=f"run:{status}", payload=told),), now)
-        draft.put(replace(run, status=status, ended_at=now, cleaned=1, due_at=None, outcome=INTERRUPTED))
-    return replace(piece, run_id=None, next_run_at=None)
+        end_uncharged(draft, run, "the piece was paused", now)
+    return replace(piece, run_id=None, next_run_at=None, occurrence=None)
 
 
 def _end_run(draft: Draft, run: Run, item: FinishPiece, now: int) -> Status:
@@ -168,6 +207,10 @@ def _observed(piece: Piece, item: FinishPiece, now: int) -> Piece:
             consecutive_failures=piece.consecutive_failures + 1,
             last_error=item.error,
         )
+    if item.outcome == INTERRUPTED:
+        return replace(piece, last_run_at=now)
+    if item.missed:  # nothing was carried out, and nothing is known better than before
+        return replace(piece, status=_words(item))
     piece = replace(
         piece,
         observed="idle",
@@ -187,48 +230,14 @@ def _words(item: FinishPiece) -> str:
     return f"{word}: {item.reason}" if item.reason else word
 
 
-def _next_moment(piece: Piece, run: Run, item: FinishPiece, now: int) -> int | None:
-    if piece.updated_at > (run.started_at or 0):
-        return now  # registered anew while this update was under way
+def _next_moment(piece: Piece, item: FinishPiece, now: int) -> tuple[int | None, str]:
+    """When the next update is due, and what makes it so; None where only an event will."""
     if item.outcome == "failed":
-        if item.permanent:
-            return None
-        return now + backoff(piece.every, piece.consecutive_failures, item.spread)
+        return now + backoff(item.every or FIRST_BACKOFF, piece.consecutive_failures, item.spread), RETRY
     if item.outcome == "retry_after":
-        return now + max(item.retry_after or 0, SECOND)
-    return next_run(now, piece.every, item.spread)
-
-
-def _bring_forward(draft: Draft, piece: Piece, fresh_run_id: str, now: int) -> str:
-    """Makes the piece's queued update due now, or queues one where there is none."""
-    run = None if piece.run_id is None else draft.find(Run, piece.run_id)
-    if run is None or Status(run.status) in ENDED:
-        draft.put(replace(piece, run_id=fresh_run_id, next_run_at=now, observed="idle"))
-        _queue(draft, piece, fresh_run_id, now, now)
-        return fresh_run_id
-    if run.owner is None:
-        draft.put(replace(run, due_at=now, workflow_id=piece.integration))
-        piece = replace(piece, next_run_at=now)
-    draft.put(piece)
-    return run.run_id
-
-
-def _queue(draft: Draft, piece: Piece, run_id: str, due_at: int, now: int) -> None:
-    run = Run(
-        run_id=run_id,
-        kind=KIND,
-        workflow_id=piece.integration,
-        trigger_id="",
-        pipeline_id="",
-        slot_key=None,
-        place=None,
-        key_value=piece.piece_id,
-        space=piece.space,
-        status=Status.QUEUED,
-        stage=None,
-        version=None,
-        event_seq=None,
-        due_at=due_at,
-        created_at=now,
-    )
-    draft.add(write_entries(draft, run, (NewEntry(type="run:queued"),), now))
+        return now + max(item.retry_after or 0, SECOND), RETRY
+    if item.due_at is not None:
+        return item.due_at, CRON
+    if item.every is not None:
+        return next_run(now, item.every, item.spread, jitter=item.jitter), INTERVAL
+    return None, ""

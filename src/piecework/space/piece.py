@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
@@ -11,12 +11,14 @@ import msgspec
 from piecework.errors import ProtocolError, ValidationError
 from piecework.process import accounting
 from piecework.run.outcome import Failed, Outcome, RetryAfter, Skipped, Success
+from piecework.space.timing import Timing
 from piecework.store import values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from datetime import datetime
 
+    from piecework.bus.event import Event
     from piecework.workspace.workspace import Workspace
 
 T = TypeVar("T")
@@ -31,14 +33,14 @@ class PieceDefinition:
     Attributes:
         integration: The name that pieces are registered under.
         fn: The update; takes a `PieceContext`, may be a plain function.
-        every_seconds: From the end of one update to the start of the next.
+        timing: When they are updated.
         timeout_seconds: How long one may take, all that it started included.
         accounting: "join" awaits what an update left behind, "strict" fails it.
     """
 
     integration: str
     fn: Callable[[PieceContext], Any]
-    every_seconds: float = 60
+    timing: Timing = field(default_factory=Timing)
     timeout_seconds: float = 600
     accounting: Literal["join", "strict"] = "join"
 
@@ -52,6 +54,7 @@ class PieceContext:
         config: Its configuration, as registered.
         state: Its own JSON mapping: change it in place; it is committed with any outcome but a failure.
         attempt: Counts from 1.
+        event: What made the update due; None where it was no event. Of several it is the newest.
         deadline: When the update will be stopped, an aware datetime.
         logger: Writes lines that carry space, piece and run: `logger.info("fetched", pages=3)`.
         workspace: The fresh workspace of this update.
@@ -68,6 +71,7 @@ class PieceContext:
         deadline: datetime,
         logger: PieceLogger,
         workspace: Workspace,
+        event: Event | None = None,
     ) -> None:
         self.space = space
         self.piece_id = piece_id
@@ -77,6 +81,7 @@ class PieceContext:
         self.deadline = deadline
         self.logger = logger
         self.workspace = workspace
+        self.event = event
 
     async def publish(self, type: str, payload: dict[str, Any], id: str | None = None) -> Any:  # noqa: A002 - the event's own words
         """Publishes an event of this space; returns when it is durable, in a transaction when that commits.

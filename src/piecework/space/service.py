@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from piecework.clock import LONGEST_SECONDS, SECOND, as_datetime, check_duration, micros
+from piecework.bus.event import Event
+from piecework.clock import LONGEST_SECONDS, as_datetime, micros
 from piecework.errors import NotFoundError, PieceworkError, StoppedError, clean_text
 from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.run.info import RunInfo, run_info
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.outcome import Failed, RetryAfter, Skipped, Success
+from piecework.run.schedule import is_missed
+from piecework.space.coming import CRON, KIND
 from piecework.space.controller import WorkerDied
-from piecework.space.folds import KIND, decide_finish_piece, decide_register_piece, decide_run_piece
+from piecework.space.folds import decide_finish_piece, decide_register_piece, decide_run_piece
 from piecework.space.piece import unpack_outcome
-from piecework.store.items import FinishPiece, PieceFinished, Registered, RegisterPiece, RunPiece
+from piecework.space.timing import OFFER, Timing, offered, own_timing
+from piecework.store.items import FinishPiece, PieceAsked, PieceFinished, Registered, RegisterPiece, RunPiece
 from piecework.store.records import NodeRow, Piece, Run, RunValue
 from piecework.store.values import check_identifier, decode, encode, encode_mapping
 from piecework.store.verbs.pieces import finish_piece, register_piece, run_piece
@@ -27,10 +31,9 @@ from piecework.telemetry import logs, signals
 from piecework.telemetry.redaction import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from piecework.bus.event import Event
     from piecework.clock import Clock
     from piecework.config import Settings
     from piecework.run.logger import LogBook
@@ -57,7 +60,7 @@ class PieceRecord:
         schedule: When it runs, in words.
         desired: enabled or paused: what people want.
         desired_reason: Why.
-        observed: idle, backoff or broken: what is.
+        observed: idle, waiting (for an event), backoff or broken: what is.
         status: The last outcome in words.
         next_run_at: When it is due.
         last_run_at: When it last ended.
@@ -86,10 +89,6 @@ class PieceRecord:
     last_error: dict[str, Any] | None
     created_at: datetime | None
     updated_at: datetime | None
-
-
-OFFER = "piece:"
-"""What an integration begins with among the offers of a node."""
 
 
 class PieceKind:
@@ -121,7 +120,7 @@ class PieceKind:
         return list(self._definitions)
 
     def versions(self) -> dict[str, str | None]:
-        """None: no event starts an update."""
+        """None: events wait for pieces under names of their own, see `waking`."""
         return {}
 
     def definitions(self) -> dict[str, Definition]:
@@ -129,11 +128,12 @@ class PieceKind:
         return {}
 
     def offers(self) -> list[str]:
-        """The integrations with their intervals, for processes that do not declare them."""
-        return [f"{OFFER}{name}={one.every_seconds:g}" for name, one in self._definitions.items()]
+        """The integrations with their timing, for processes that do not declare them."""
+        told = [one.timing.offer(name) for name, one in self._definitions.items()]
+        return told + [f"{OFFER}{name}" for name, one in self._definitions.items() if one.timing.on]
 
-    def routes(self, event: Event) -> list[Route]:  # noqa: ARG002 - pieces are polled
-        """None: pieces run by their schedule."""
+    def routes(self, event: Event) -> list[Route]:  # noqa: ARG002 - see `waking`
+        """None: an event makes updates due that are there, it starts none."""
         return []
 
     def matches(self, wait: Wait, event: EventRow, payload: dict[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002 - pieces do not wait
@@ -166,13 +166,24 @@ class PieceKind:
         self._books[run.run_id] = book
         try:
             with logs.bind(piece_id=run.key_value):
-                outcome, state = await self._update(run, piece)
+                missed = self._is_missed(run, piece)
+                outcome, state = (
+                    (Skipped("no node was there at its time"), None) if missed else await self._update(claimed)
+                )
                 await book.flush()
-                await self._finish(run, outcome, state)
+                await self._finish(run, piece, outcome, state, missed=missed)
         finally:
             del self._books[run.run_id]
 
-    async def _update(self, run: Run, piece: Piece | None) -> tuple[Outcome, dict[str, Any] | None]:
+    def _is_missed(self, run: Run, piece: Piece | None) -> bool:
+        """Whether an update comes too late for the time that it is for, where such are left out."""
+        if piece is None or piece.occurrence is None or run.trigger_id != CRON or run.attempt > 1:
+            return False
+        missed = self._definitions[run.workflow_id].timing.missed
+        return is_missed(piece.occurrence, run.started_at or 0, missed)
+
+    async def _update(self, claimed: Claimed) -> tuple[Outcome, dict[str, Any] | None]:
+        run, piece = claimed.run, claimed.piece
         if piece is None:
             return Failed("the piece was removed before its update began", permanent=True, code="NOT_FOUND"), None
         assert self._node is not None
@@ -184,7 +195,7 @@ class PieceKind:
             return Failed(text, code="CRASHED"), None
         definition = self._definitions[run.workflow_id]
         task = asyncio.ensure_future(
-            self._spaces.run(run.space, _order(run, piece, definition), definition.timeout_seconds)
+            self._spaces.run(run.space, _order(claimed, piece, definition), definition.timeout_seconds)
         )
         self._tasks[run.run_id] = task
         try:
@@ -197,7 +208,9 @@ class PieceKind:
             del self._tasks[run.run_id]
         return _judge(task)
 
-    async def _finish(self, run: Run, outcome: Outcome, state: dict[str, Any] | None) -> None:
+    async def _finish(
+        self, run: Run, piece: Piece | None, outcome: Outcome, state: dict[str, Any] | None, *, missed: bool
+    ) -> None:
         assert self._node is not None
         redaction = self._node.timelines.redaction
         error, reason = None, redaction.text(_reason(outcome))
@@ -206,6 +219,12 @@ class PieceKind:
             if outcome.trace:
                 told["trace"] = clean_text(outcome.trace, 16_000)
             error = msgspec.json.encode(redaction.fields(told)).decode()
+        spread = random.random()  # noqa: S311 - spreads load, keeps no secret
+        timing = self._definitions[run.workflow_id].timing
+        coming = None
+        if piece is not None:
+            timing = timing.of_piece(piece.every, piece.schedule)
+            coming = timing.after(piece.occurrence, run.started_at or 0, self._node.now(), spread)
         item = FinishPiece(
             run_id=run.run_id,
             epoch=run.epoch,
@@ -217,7 +236,12 @@ class PieceKind:
             retry_after=micros(min(outcome.seconds, LONGEST_SECONDS)) if isinstance(outcome, RetryAfter) else None,
             state=None if state is None else encode_mapping(state, what="piece.state"),
             next_run_id=new_id(),
-            spread=random.random(),  # noqa: S311 - spreads load, keeps no secret
+            spread=spread,
+            every=timing.every,
+            jitter=timing.spread,
+            due_at=None if coming is None else coming[0],
+            occurrence=None if coming is None else coming[1],
+            missed=missed,
             history_limit=self._settings.piece_history_limit,
             skipped_limit=self._settings.skipped_history_limit,
         )
@@ -258,8 +282,11 @@ class PieceService:
         integration: str,
         config: dict[str, Any] | None = None,
         every_seconds: float | None = None,
+        schedule: str | Iterable[str] | None = None,
     ) -> bool:
         """Registers a piece, or enables it again with a new configuration; its first update is due at once.
+
+        One that waits for events alone has no first update.
 
         Args:
             space: The tenant.
@@ -267,22 +294,28 @@ class PieceService:
             integration: Of one of the app's `@app.piece` functions.
             config: JSON values that the update is given.
             every_seconds: From the end of one update to the next; the integration's own when omitted.
+            schedule: Cron expressions in place of an interval, in the integration's time zone.
 
         Returns:
             True when it is new, False when it was there.
 
         Raises:
             NotFoundError: The app has no such integration; the message suggests near names.
-            ValidationError: An id or the configuration is not acceptable.
+            ValidationError: An id, the configuration, the interval or the schedule is not acceptable.
         """
-        usual = await self._interval(integration)
-        every = usual if every_seconds is None else check_duration("every_seconds", every_seconds)
+        known = await self._timings(integration)
+        if integration not in known:
+            raise NotFoundError.among("integration", integration, known)
+        own = own_timing(known[integration], every_seconds, schedule)
         piece = Piece(
             space=check_identifier(space, "space"),
             piece_id=check_identifier(piece_id, "piece_id"),
             integration=integration,
             config=encode_mapping({} if config is None else config, what="config"),
-            every=round(every * SECOND),
+            every=own["every"],
+            schedule=own["schedule"],
+            occurrence=None,
+            after_run_id=None,
             desired="enabled",
             desired_reason=None,
             observed="idle",
@@ -298,26 +331,27 @@ class PieceService:
             created_at=0,
             updated_at=0,
         )
-        item = RegisterPiece(piece=piece, run_id=new_id())
+        at_once = known[integration].of_piece(piece.every, piece.schedule).at_once
+        item = RegisterPiece(piece=piece, run_id=new_id(), at_once=at_once)
         outcome: Registered = await self._store.run(
             register_piece, item, decide_register_piece, self._clock.now(), self._wake
         )
         return outcome.added
 
-    async def _interval(self, integration: str) -> float:
-        """The usual interval of an integration that is declared here or on a living node."""
-        known = {name: one.every_seconds for name, one in self._definitions.items()}
-        if integration not in known:
-            for node in await self._store.read("living_nodes", {"now": self._clock.now()}, NodeRow):
-                offers = [offer.removeprefix(OFFER) for offer in decode(node.workflows) if offer.startswith(OFFER)]
-                known |= {name: float(every) for name, _, every in (offer.rpartition("=") for offer in offers)}
-        if integration not in known:
-            raise NotFoundError.among("integration", integration, known)
-        return known[integration]
+    async def _timings(self, integration: str | None = None) -> dict[str, Timing]:
+        """What is declared here, and, unless the one that is asked for is, on a living node."""
+        known = {name: one.timing for name, one in self._definitions.items()}
+        if integration is not None and integration in known:
+            return known
+        for node in await self._store.read("living_nodes", {"now": self._clock.now()}, NodeRow):
+            told = (offered(offer) for offer in decode(node.workflows))
+            known = dict(one for one in told if one is not None) | known
+        return known
 
     async def list(self, *, space: str | None = None) -> list[PieceRecord]:
         """Registered pieces, of one space or of all."""
-        return [_record(row) for row in await self._store.read("list_pieces", {"space": space}, Piece)]
+        rows: list[Piece] = await self._store.read("list_pieces", {"space": space}, Piece)
+        return await self._records(rows)
 
     async def get(self, space: str, piece_id: str) -> PieceRecord:
         """One piece.
@@ -325,11 +359,19 @@ class PieceService:
         Raises:
             NotFoundError: There is no such piece.
         """
-        rows = await self._store.read("get_piece", {"space": space, "piece_id": piece_id}, Piece)
+        return (await self._records([await self._row(space, piece_id)]))[0]
+
+    async def _row(self, space: str, piece_id: str) -> Piece:
+        rows: list[Piece] = await self._store.read("get_piece", {"space": space, "piece_id": piece_id}, Piece)
         if not rows:
             pieces = await self._store.read("list_pieces", {"space": space}, Piece)
             raise NotFoundError.among(f"piece in space {space!r} named", piece_id, [row.piece_id for row in pieces])
-        return _record(rows[0])
+        return rows[0]
+
+    async def _records(self, rows: Sequence[Piece]) -> list[PieceRecord]:
+        names = {row.integration for row in rows}
+        known = await self._timings(next(iter(names))) if len(names) == 1 else await self._timings() if names else {}
+        return [_record(row, known.get(row.integration)) for row in rows]
 
     async def runs(self, space: str, piece_id: str, *, limit: int = 50) -> Sequence[RunInfo]:
         """A piece's updates, the newest first; a queued one stands for the next.
@@ -345,7 +387,7 @@ class PieceService:
         return [run_info(row, result=results.get(row.run_id)) for row in rows]
 
     async def run_now(self, space: str, piece_id: str, *, wait: bool = False) -> RunInfo:
-        """Makes a piece's next update due now; one that is under way is that update.
+        """Makes a piece's next update due now; where one is under way, the piece's overlap says which one it is.
 
         Args:
             space: The tenant.
@@ -355,8 +397,18 @@ class PieceService:
         Raises:
             NotFoundError: There is no such piece.
         """
-        item = RunPiece(space=space, piece_id=piece_id, run_id=new_id())
-        run_id: str = await self._store.run(run_piece, item, decide_run_piece, self._clock.now(), self._wake)
+        piece = await self._row(space, piece_id)
+        timing = (await self._timings(piece.integration)).get(piece.integration)
+        item = RunPiece(
+            space=space,
+            piece_id=piece_id,
+            run_id=new_id(),
+            overlap="skip" if timing is None else timing.overlap,
+        )
+        asked: PieceAsked = await self._store.run(
+            run_piece, item, decide_run_piece, self._clock.now(), self._follow_asked
+        )
+        run_id = asked.run_id
         news = self._node.news.expect(run_id)
         try:
             info = await self._info(run_id)
@@ -369,6 +421,11 @@ class PieceService:
         return info
 
     def _wake(self, _outcome: Any) -> None:
+        self._node.wake()
+
+    def _follow_asked(self, asked: PieceAsked) -> None:
+        if asked.aborting is not None:
+            self._node.told_to_end(asked.aborting)
         self._node.wake()
 
     async def _info(self, run_id: str) -> RunInfo:
@@ -394,7 +451,8 @@ def _judge(task: asyncio.Task[protocol.Result]) -> tuple[Outcome, dict[str, Any]
     raise error
 
 
-def _order(run: Run, piece: Piece, definition: PieceDefinition) -> protocol.Run:
+def _order(claimed: Claimed, piece: Piece, definition: PieceDefinition) -> protocol.Run:
+    run = claimed.run
     return protocol.Run(
         run_id=run.run_id,
         epoch=run.epoch,
@@ -405,7 +463,14 @@ def _order(run: Run, piece: Piece, definition: PieceDefinition) -> protocol.Run:
         idempotency_key=run.run_id,
         config=decode(piece.config),
         state=decode(piece.state),
+        event=None if claimed.event is None else _event(claimed.event),
+        hops=run.hops,
     )
+
+
+def _event(row: EventRow) -> dict[str, Any]:
+    event = Event(row.type, decode(row.payload), id=row.event_id, space=row.space, at=row.accepted_at, hops=row.hops)
+    return asdict(event)
 
 
 def _kept(outcome: Outcome) -> bytes | None:
@@ -422,13 +487,14 @@ def _reason(outcome: Outcome) -> str:
             return ""
 
 
-def _record(row: Piece) -> PieceRecord:
+def _record(row: Piece, usual: Timing | None) -> PieceRecord:
+    timing = (Timing(every_seconds=None) if usual is None else usual).of_piece(row.every, row.schedule)
     return PieceRecord(
         space=row.space,
         piece_id=row.piece_id,
         integration=row.integration,
         config=decode(row.config),
-        schedule=f"every {row.every / SECOND:g} s",
+        schedule=timing.words(),
         desired=row.desired,
         desired_reason=row.desired_reason,
         observed=row.observed,

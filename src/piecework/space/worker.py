@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from piecework.bus.event import Event
 from piecework.errors import ClosedError, PieceworkError, StoppedError, ValidationError, clean_text, describe, trace_of
 from piecework.process import accounting, environment, protocol
 from piecework.process.accounting import Account, AccountedLoop
@@ -226,6 +227,7 @@ class Worker:
             deadline=datetime.now(UTC) + timedelta(seconds=run.deadline_seconds),
             logger=PieceLogger(log),
             workspace=workspace,
+            event=None if run.event is None else Event(**run.event),
         )
 
     def _cancelled(self, job: _Job, error: asyncio.CancelledError) -> Outcome:

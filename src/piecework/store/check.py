@@ -52,6 +52,7 @@ RULES: Final[Mapping[str, str]] = {
     "waiting_for": "run",
     "piece_without_run": "piece",
     "piece_broken_and_due": "piece",
+    "piece_after_nothing": "piece",
     "space_asleep": "space",
     "delivery_without_event": "event",
     "fanout_without_event": "event",

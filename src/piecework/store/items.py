@@ -560,10 +560,11 @@ class SetDesired(Item, frozen=True, kw_only=True):
 
 
 class RegisterPiece(Item, frozen=True, kw_only=True):
-    """A piece to be registered, or enabled again."""
+    """A piece to be registered, or enabled again; only one that waits for events alone is not due `at_once`."""
 
     piece: Piece
     run_id: str
+    at_once: bool = True
 
 
 class Registered(Item, frozen=True, kw_only=True):
@@ -573,15 +574,72 @@ class Registered(Item, frozen=True, kw_only=True):
 
 
 class RunPiece(Item, frozen=True, kw_only=True):
-    """Somebody wants a piece to run now; `run_id` is used where no update is queued."""
+    """Somebody wants a piece to run now; `run_id` is used where no update is queued, `overlap` where one is at work."""
 
     space: str
     piece_id: str
     run_id: str
+    overlap: str = "skip"
+
+
+class PieceAsked(Item, frozen=True, kw_only=True):
+    """The outcome of `run_piece`: the update that it will be, and what is told to end for it."""
+
+    run_id: str
+    aborting: Aborting | None = None
+
+
+class WakePieces(Item, frozen=True, kw_only=True):
+    """An event that waits for the pieces of an integration: the next `limit` of them behind `after` are due now.
+
+    `workflow_id` is the name under which the event waits; `run_ids` are used where an update has to be queued.
+    """
+
+    event_seq: int
+    workflow_id: str
+    integration: str
+    overlap: str
+    run_ids: tuple[str, ...]
+    after: tuple[str, str] = ("", "")
+
+
+class WakingPieces(Item, frozen=True, kw_only=True):
+    """What the fold of `wake_pieces` sees: the event, the pieces, and whether there may be more of them."""
+
+    item: WakePieces
+    event: EventRow
+    pieces: tuple[tuple[str, str], ...]
+    more: bool
+
+
+class PiecesWoken(Item, frozen=True, kw_only=True):
+    """The outcome of `wake_pieces`: what is due now, what is told to end for it, and the last piece if there are more.
+
+    Not `decided` means that the event waits no longer.
+    """
+
+    decided: bool
+    run_ids: tuple[str, ...] = ()
+    aborting: tuple[Aborting, ...] = ()
+    more: tuple[str, str] | None = None
+
+
+class MovePiece(Item, frozen=True, kw_only=True):
+    """An update that is to come at another time, if it still stands where it was seen."""
+
+    space: str
+    piece_id: str
+    was: int
+    due_at: int
 
 
 class FinishPiece(Item, frozen=True, kw_only=True):
-    """The end of a piece's update: status, counters, state, next due time and history in one commit."""
+    """The end of a piece's update: status, counters, state, next due time and history in one commit.
+
+    What is in force of its schedule is told along: `every` where it runs at intervals, with `jitter`; `due_at` where a
+    cron schedule is met next, which is at `occurrence` before its share of chance. Without either it waits for events.
+    `missed` is a time that came too late to be carried out.
+    """
 
     run_id: str
     epoch: int
@@ -594,6 +652,11 @@ class FinishPiece(Item, frozen=True, kw_only=True):
     state: bytes | None
     next_run_id: str
     spread: float
+    every: int | None = None
+    jitter: float = 0.1
+    due_at: int | None = None
+    occurrence: int | None = None
+    missed: bool = False
     history_limit: int
     skipped_limit: int
 

@@ -94,6 +94,10 @@ class WorkflowRow(Record, frozen=True):
     registered_at: int
 
 
+PIECES = "piece:"
+"""What integrations of pieces begin with where events wait for them as for workflows; their types may be patterns."""
+
+
 class RouteRow(Record, frozen=True):
     """An event type that a workflow was registered for: its events find it also where no node has it just now.
 
@@ -350,7 +354,11 @@ class Entry(Record, frozen=True):
 
 
 class Piece(Record, frozen=True):
-    """A registered piece. People write `desired`, the runner writes `observed`: neither can overwrite the other."""
+    """A registered piece. People write `desired`, the runner writes `observed`: neither can overwrite the other.
+
+    `every` and `schedule` stand only where its registration gave its own. `occurrence` is the cron time that the update
+    to come, or under way, is for; `after_run_id` is the update that follows right after the one under way.
+    """
 
     table: ClassVar[str] = "pieces"
     key: ClassVar[tuple[str, ...]] = ("space", "piece_id")
@@ -359,7 +367,10 @@ class Piece(Record, frozen=True):
     piece_id: str
     integration: str
     config: bytes
-    every: int
+    every: int | None
+    schedule: str | None
+    occurrence: int | None
+    after_run_id: str | None
     desired: str
     desired_reason: str | None
     observed: str

@@ -38,6 +38,7 @@ from piecework.testing.promises_runs import RunPromises
 from piecework.testing.promises_spaces import SpacePromises
 from piecework.testing.promises_versions import VersionPromises
 from piecework.testing.promises_waits import WaitPromises
+from piecework.testing.promises_woken import WokenPromises
 from piecework.testing.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class StoreContract(
     WaitPromises,
     PiecePromises,
     DesiredPromises,
+    WokenPromises,
     NotificationPromises,
     RetentionPromises,
     ListPromises,

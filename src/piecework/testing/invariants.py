@@ -120,7 +120,10 @@ def _of_runs(taken: Snapshot) -> list[str]:
             "is queued but has an owner": run.status != Status.QUEUED or not owned,
             "is paused but has an owner or is due": run.status != Status.PAUSED or not (owned or due),
             "has a deadline but is not paused": run.expires_at is None or run.status == Status.PAUSED,
-            "is queued outside of a slot and never due": run.status != Status.QUEUED or due or run.slot_key is not None,
+            "is queued outside of a slot and never due": run.status != Status.QUEUED
+            or due
+            or run.slot_key is not None
+            or run.kind == "piece",  # it follows another update: the rules of pieces look after it
             "is in a slot that is not there": run.cleaned or run.slot_key is None or run.slot_key in taken.slots,
             "says otherwise than its values whether a patch is kept": bool(run.patched)
             == (run.run_id in taken.patched),
@@ -274,12 +277,19 @@ def _of_pieces(taken: Snapshot) -> list[str]:
         name = f"piece {piece.space}/{piece.piece_id}"
         mine = updates.pop((piece.space, piece.piece_id), [])
         broken, paused = piece.observed == "broken", piece.desired == "paused"
+        rests = broken or paused or piece.observed == "waiting"
+        told = [run_id for run_id in (piece.run_id, piece.after_run_id) if run_id is not None]
         if (broken or (paused and not mine)) and (piece.run_id is not None or piece.next_run_at is not None):
             wrong.append(f"{name} is {'broken' if broken else 'paused'} but still due")
-        if not (broken or paused) and not mine:
+        if not rests and not mine:
             wrong.append(f"{name} is {piece.observed}, but no update of it is to come")
-        if [run.run_id for run in mine] != [piece.run_id] and mine:
-            wrong.append(f"{name} says that {piece.run_id} is its update, there are {[run.run_id for run in mine]}")
+        if {run.run_id for run in mine} != set(told) and (mine or piece.after_run_id is not None):
+            wrong.append(f"{name} says that {told} are its updates, there are {[run.run_id for run in mine]}")
+        first, second = ([run for run in mine if run.run_id == of] for of in (piece.run_id, piece.after_run_id))
+        if any(run.due_at is None and run.owner is None for run in first):
+            wrong.append(f"{name} has an update that is never due")
+        if piece.after_run_id is not None and (not first or any(run.due_at or run.owner for run in second)):
+            wrong.append(f"{name} has an update that follows another, and one of the two is not where it should be")
     wrong += [f"run {run.run_id} updates a piece that is not there" for left in updates.values() for run in left]
     return wrong
 

@@ -166,14 +166,17 @@ def stage_end(
     return items.CommitStage(run_id=run.run_id, epoch=run.epoch, visit=at, state=state, signalled=signalled, then=then)
 
 
-def piece(piece_id: str = "hn", *, space: str = "acme", config: bytes = b"{}", every: int = 60_000_000) -> Piece:
+def piece(piece_id: str = "hn", *, space: str = "acme", config: bytes = b"{}") -> Piece:
     """A piece as its registration describes it."""
     return Piece(
         space=space,
         piece_id=piece_id,
         integration="feed",
         config=config,
-        every=every,
+        every=None,
+        schedule=None,
+        occurrence=None,
+        after_run_id=None,
         desired="enabled",
         desired_reason=None,
         observed="idle",
@@ -201,8 +204,9 @@ def piece_end(
     history_limit: int = 50,
     skipped_limit: int = 5,
     next_run_id: str | None = None,
+    **schedule: Any,
 ) -> items.FinishPiece:
-    """The end of a piece's update."""
+    """The end of a piece's update; every minute is its interval, where nothing else is given."""
     failed = outcome == "failed"
     return items.FinishPiece(
         run_id=run.run_id,
@@ -218,4 +222,5 @@ def piece_end(
         spread=0.0,
         history_limit=history_limit,
         skipped_limit=skipped_limit,
+        **{"every": 60_000_000} | schedule,
     )

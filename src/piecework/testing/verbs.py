@@ -15,9 +15,23 @@ from piecework.ids import new_id
 from piecework.run import folds, folds_events, folds_nodes
 from piecework.services import folds as notification_folds
 from piecework.space import folds as piece_folds
+from piecework.space import folds_wake
 from piecework.store import items
 from piecework.store.contract import Insert
-from piecework.store.records import Delivery, Digest, Entry, Inbox, Piece, Run, RunValue, Signal, Slot, Space, Wait
+from piecework.store.records import (
+    PIECES,
+    Delivery,
+    Digest,
+    Entry,
+    Inbox,
+    Piece,
+    Run,
+    RunValue,
+    Signal,
+    Slot,
+    Space,
+    Wait,
+)
 from piecework.store.verbs import dispatch, nodes, notifications, pieces, runs
 from piecework.store.verbs.accept import accept
 from piecework.store.verbs.claim import claim, take_over
@@ -244,17 +258,45 @@ class Verbs:
         rows = await self.store.read("notifications_of", {"digest_id": digest_id, "limit": 100})
         return [(bytes(body), times) for _, body, times in rows]
 
-    async def register_piece(self, what: Piece, *, run_id: str | None = None) -> bool:
+    async def register_piece(self, what: Piece, *, run_id: str | None = None, at_once: bool = True) -> bool:
         """Registers a piece; answers whether it is new."""
-        item = items.RegisterPiece(piece=what, run_id=run_id or new_id())
+        item = items.RegisterPiece(piece=what, run_id=run_id or new_id(), at_once=at_once)
         outcome: items.Registered = await self.do(pieces.register_piece, item, piece_folds.decide_register_piece)
         return outcome.added
 
-    async def run_piece(self, piece_id: str = "hn", *, space: str = "acme") -> str:
+    async def run_piece(self, piece_id: str = "hn", *, space: str = "acme", overlap: str = "skip") -> str:
         """Wants a piece to run now; answers the run."""
-        item = items.RunPiece(space=space, piece_id=piece_id, run_id=new_id())
-        run_id: str = await self.do(pieces.run_piece, item, piece_folds.decide_run_piece)
-        return run_id
+        item = items.RunPiece(space=space, piece_id=piece_id, run_id=new_id(), overlap=overlap)
+        asked: items.PieceAsked = await self.do(pieces.run_piece, item, piece_folds.decide_run_piece)
+        return asked.run_id
+
+    async def event_for_pieces(self, *, integration: str = "feed", space: str | None = None) -> int:
+        """Takes in an event that the pieces of an integration are registered for; answers its number."""
+        await self.register_routes("feed.changed", workflow=f"{PIECES}{integration}", version=None)
+        outcome = await self.accept(event("feed.changed", space=space))
+        assert outcome.seq is not None
+        return outcome.seq
+
+    async def wake_pieces(
+        self, seq: int, *, overlap: str = "queue", limit: int = 100, after: tuple[str, str] | None = None
+    ) -> items.PiecesWoken:
+        """Hands an event to the pieces of the integration `feed`."""
+        item = items.WakePieces(
+            event_seq=seq,
+            workflow_id=f"{PIECES}feed",
+            integration="feed",
+            overlap=overlap,
+            run_ids=tuple(new_id() for _ in range(limit)),
+            after=after or ("", ""),
+        )
+        woken: items.PiecesWoken = await self.do(pieces.wake_pieces, item, folds_wake.decide_wake_pieces)
+        return woken
+
+    async def move_piece(self, was: int, due_at: int, piece_id: str = "hn", *, space: str = "acme") -> bool:
+        """Gives an update that is to come another time; answers whether it did."""
+        item = items.MovePiece(space=space, piece_id=piece_id, was=was, due_at=due_at)
+        moved: bool = await self.do(pieces.move_piece, item, folds_wake.decide_move_piece)
+        return moved
 
     async def finish_piece(self, item: items.FinishPiece) -> items.PieceFinished:
         """Ends a piece's update."""

@@ -21,7 +21,18 @@ from piecework.run.intake import check_payload
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.lookup import Lookup
 from piecework.run.parts import encode
-from piecework.store.records import Buffered, Delivery, Entry, EventRow, NodeRow, RouteRow, Run, Wait, WorkflowRow
+from piecework.store.records import (
+    PIECES,
+    Buffered,
+    Delivery,
+    Entry,
+    EventRow,
+    NodeRow,
+    RouteRow,
+    Run,
+    Wait,
+    WorkflowRow,
+)
 from piecework.store.records import RunValue as StoredValue
 from piecework.store.values import check_identifier, decode, encode_mapping
 from piecework.workflow.catalogue import KIND, Catalogue
@@ -72,7 +83,8 @@ class Looking:
 
     async def registered(self) -> list[WorkflowInfo]:
         """The workflows that events find, on whatever node they are registered."""
-        rows: list[WorkflowRow] = await self._store.read("list_workflows", {}, WorkflowRow)
+        found: list[WorkflowRow] = await self._store.read("list_workflows", {}, WorkflowRow)
+        rows = [row for row in found if not row.workflow_id.startswith(PIECES)]
         ids = [row.workflow_id for row in rows]
         routes: list[RouteRow] = await self._store.read("routes_of_workflows", {"workflow_ids": ids}, RouteRow)
         pending = dict(await self._store.read("pending_counts", {}))

@@ -8,8 +8,8 @@ from piecework.testing.verbs import Verbs
 
 
 @pytest.fixture
-async def store(tmp_path):
-    store = SqliteStore(tmp_path / "state.db")
+async def store(sqlite_store_path):
+    store = SqliteStore(sqlite_store_path)
     await store.open()
     yield store
     await store.close()

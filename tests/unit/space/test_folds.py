@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from piecework.clock import SECOND
 from piecework.run.lifecycle import ENDED
-from piecework.space.folds import decide_finish_piece, decide_register_piece, decide_run_piece
+from piecework.space.folds import decide_finish_piece, decide_register_piece, decide_run_piece, decide_set_desired
+from piecework.space.folds_wake import decide_move_piece, decide_wake_pieces
 from piecework.store.draft import Draft
-from piecework.store.items import RegisterPiece, RunPiece
-from piecework.store.records import Piece, Run
+from piecework.store.items import MovePiece, RegisterPiece, RunPiece, SetDesired, WakePieces, WakingPieces
+from piecework.store.records import Delivery, EventRow, Piece, Run
 from piecework.testing.verbs import NOW, piece, piece_end
 
 
@@ -30,12 +32,27 @@ class Desk:
         self.count += 1
         return f"run-{self.count}"
 
-    def register(self, **changes):
-        item = RegisterPiece(piece=replace(piece(), **changes), run_id=self.fresh())
+    def register(self, *, at_once=True, **changes):
+        item = RegisterPiece(piece=replace(piece(), **changes), run_id=self.fresh(), at_once=at_once)
         return decide_register_piece(self.draft, item, self.now)
 
-    def run_now(self):
-        return decide_run_piece(self.draft, RunPiece(space="acme", piece_id="hn", run_id=self.fresh()), self.now)
+    def run_now(self, overlap="skip"):
+        item = RunPiece(space="acme", piece_id="hn", run_id=self.fresh(), overlap=overlap)
+        return decide_run_piece(self.draft, item, self.now)
+
+    def event(self, seq, overlap="queue", hops=0):
+        """An event for the piece."""
+        self.draft.load(Delivery, [(seq, "piece:feed", "", "")], [Delivery(seq, "piece:feed", "", "", "pending", None)])
+        event = EventRow(seq, f"e-{seq}", "feed.changed", "acme", b"{}", self.now, hops)
+        item = WakePieces(
+            event_seq=seq, workflow_id="piece:feed", integration="feed", overlap=overlap, run_ids=(self.fresh(),)
+        )
+        entry = WakingPieces(item=item, event=event, pieces=(("acme", "hn"),), more=False)
+        return decide_wake_pieces(self.draft, entry, self.now)
+
+    def desire(self, desired):
+        item = SetDesired(space="acme", piece_id="hn", desired=desired, reason=None, run_id=self.fresh())
+        return decide_set_desired(self.draft, item, self.now)
 
     def begin(self):
         """Whatever the node does to the update that is due: the claim."""
@@ -102,32 +119,193 @@ def test_coming_back_at_once_is_not_a_loop():
     assert done.next_run_at == NOW + SECOND
 
 
-STEPS = st.lists(
-    st.sampled_from(["register", "run_now", "begin", "success", "skipped", "retry_after", "failed", "broken"]),
-    max_size=40,
-)
+WORDS = "register run_now begin success skipped retry_after failed broken queue cancel event paused enabled alone"
+STEPS = st.lists(st.sampled_from(WORDS.split()), max_size=40)
 
 
 @settings(derandomize="CI" in os.environ, deadline=None)
 @given(STEPS)
 def test_a_piece_always_has_exactly_one_update_to_come(steps):
-    """Whatever happens in whatever order: one unended update, unless the piece stopped for good."""
-    desk, under_way = Desk(), None
+    """Whatever happens in whatever order: one unended update, and at most one behind it, unless the piece rests."""
+    desk, under_way, alone = Desk(), None, False
     desk.register()
-    for step in steps:
+    for number, step in enumerate(steps):
         desk.now += SECOND
-        if step == "register":
-            desk.register()
+        if step in {"register", "alone"}:
+            alone = step == "alone"
+            desk.register(at_once=not alone)
         elif step == "run_now":
             desk.run_now()
+        elif step in {"queue", "cancel"}:
+            desk.run_now(step)
+        elif step == "event":
+            desk.event(number)
+        elif step in {"paused", "enabled"}:
+            desk.desire(step)
         elif under_way is None:
             if desk.piece.run_id is not None:
                 under_way = desk.begin()
         elif step != "begin":
             failed = step in {"failed", "broken"}
-            desk.finish(under_way, "failed" if failed else step, permanent=step == "broken")
+            every = {"every": None} if alone else {}
+            desk.finish(
+                desk.draft.get(Run, under_way.run_id), "failed" if failed else step, permanent=step == "broken", **every
+            )
             under_way = None
-        unended = [run for run in desk.draft.all(Run) if run.status not in ENDED]
-        assert [run.run_id for run in unended] == ([desk.piece.run_id] if desk.piece.run_id else [])
-        assert (desk.piece.run_id is None) == (desk.piece.observed == "broken")
-        assert desk.piece.next_run_at is None or desk.piece.run_id is not None
+        row = desk.piece
+        unended = {run.run_id for run in desk.draft.all(Run) if run.status not in ENDED}
+        assert unended == {run_id for run_id in (row.run_id, row.after_run_id) if run_id is not None}
+        assert row.run_id is not None or row.observed in {"broken", "waiting"} or row.desired == "paused"
+        assert row.observed not in {"broken", "waiting"} or row.run_id is None or under_way is not None
+        assert row.next_run_at is None or row.run_id is not None
+        if row.after_run_id is not None:  # it is not due before the one under way has ended
+            assert (desk.draft.get(Run, row.after_run_id).due_at, under_way is not None) == (None, True)
+        elif under_way is None and row.run_id is not None:
+            assert desk.run.due_at == row.next_run_at
+
+
+def test_what_made_an_update_due_stands_in_its_run():
+    """A run says whether registration, time, an event, somebody, or an update that wants to come back made it due."""
+    desk = Desk()
+    desk.register()
+    found = [desk.run.trigger_id]
+    for outcome in ("success", "failed", "retry_after"):
+        desk.finish(desk.begin(), outcome)
+        found.append(desk.run.trigger_id)
+    desk.finish(desk.begin(), every=None, due_at=desk.now + 7, occurrence=desk.now + 5)
+    found.append(desk.run.trigger_id)
+    assert (desk.piece.next_run_at, desk.piece.occurrence) == (desk.now + 7, desk.now + 5)
+    desk.run_now()
+    found.append(desk.run.trigger_id)
+    desk.event(1)
+    found.append(desk.run.trigger_id)
+    assert found == ["registered", "interval", "retry", "retry", "cron", "manual", "event"]
+
+
+@pytest.mark.covers("P11", "P14")
+def test_an_event_leaves_a_disabled_piece_alone():
+    """A piece that is paused, or has stopped for good, is not woken by events."""
+    desk = Desk()
+    desk.register()
+    desk.desire("paused")
+    assert (desk.event(1).run_ids, desk.piece.run_id) == ((), None)
+    desk.desire("enabled")
+    desk.finish(desk.begin(), "failed", permanent=True)
+    assert (desk.event(2).run_ids, desk.piece.run_id) == ((), None)
+
+
+@pytest.mark.covers("N403")
+def test_events_that_come_during_an_update_are_one_more():
+    """Under "queue" what comes during an update is exactly one more right after it, with the newest event."""
+    desk = Desk()
+    desk.register()
+    run = desk.begin()
+    for seq in (1, 2, 3):
+        desk.event(seq)
+    (after,) = [row for row in desk.draft.all(Run) if row.run_id != run.run_id]
+    assert (after.due_at, after.event_seq) == (None, 3)
+    done = desk.finish(run)
+    assert (desk.piece.run_id, desk.run.due_at, done.next_run_at) == (after.run_id, desk.now, desk.now)
+    desk.finish(desk.begin())
+    assert (desk.run.trigger_id, desk.run.event_seq) == ("interval", None)
+
+
+@pytest.mark.covers("N403")
+def test_under_skip_nothing_follows():
+    """Under "skip" what comes while an update is under way is that update."""
+    desk = Desk()
+    desk.register()
+    run = desk.begin()
+    assert desk.event(1, "skip").run_ids == (run.run_id,)
+    assert desk.run_now("skip").run_id == run.run_id
+    desk.finish(run)
+    assert desk.run.trigger_id == "interval"
+
+
+@pytest.mark.covers("N403")
+def test_under_cancel_the_one_under_way_ends_uncharged():
+    """Under "cancel" the one under way is told to end, once, which is no failure, and the new one follows at once."""
+    desk = Desk()
+    desk.register()
+    run = desk.begin()
+    first, second = desk.run_now("cancel"), desk.run_now("cancel")
+    assert (first.aborting.run_id, second.aborting, first.run_id) == (run.run_id, None, second.run_id)
+    done = desk.finish(desk.draft.get(Run, run.run_id), "failed", permanent=True)
+    assert (done.status, desk.draft.get(Run, run.run_id).outcome) == ("aborted", "interrupted")
+    assert (desk.piece.consecutive_failures, desk.piece.run_id, desk.run.due_at) == (0, first.run_id, desk.now)
+
+
+def test_an_update_that_comes_back_has_its_event_still():
+    """What an event made due, and what fails or wants to come back later, is handed that event again."""
+    desk = Desk()
+    desk.register(at_once=False)
+    assert (desk.piece.observed, desk.piece.run_id) == ("waiting", None)
+    desk.event(7)
+    for outcome in ("failed", "retry_after"):
+        desk.finish(desk.begin(), outcome, every=None)
+        assert (desk.run.event_seq, desk.run.trigger_id) == (7, "retry")
+    desk.finish(desk.begin(), every=None)
+    assert (desk.piece.observed, desk.piece.run_id, desk.piece.next_run_at) == ("waiting", None, None)
+
+
+def test_an_event_that_goes_round_and_round_stops():
+    """A piece that wakes itself by its own events is woken no more after very many of them."""
+    desk = Desk()
+    desk.register(at_once=False)
+    assert desk.event(1, hops=31).run_ids
+    assert desk.run.hops == 31
+    assert desk.event(2, hops=32).run_ids == ()
+    assert desk.draft.get(Delivery, 2, "piece:feed", "", "").reason == "loop"
+
+
+def test_an_event_is_handed_over_once():
+    """What waits no longer is not handed over again, and an update that has the event already is not queued twice."""
+    desk = Desk()
+    desk.register(at_once=False)
+    assert desk.event(1).run_ids == ("run-2",)
+    desk.begin()
+    assert desk.event(1).run_ids == ()  # as another node, that did not see the first one's commit to the end
+    entry = WakingPieces(
+        item=WakePieces(event_seq=1, workflow_id="piece:feed", integration="feed", overlap="queue", run_ids=("x",)),
+        event=EventRow(1, "e-1", "feed.changed", "acme", b"{}", NOW, 0),
+        pieces=(("acme", "hn"),),
+        more=False,
+    )
+    assert not decide_wake_pieces(desk.draft, entry, NOW).decided
+
+
+def test_registered_without_times_nothing_that_was_due_by_time_stays():
+    """A piece that is registered to wait for events alone forgets what its interval had made due; an event stays."""
+    desk = Desk()
+    desk.register()
+    desk.finish(desk.begin())
+    due = desk.run
+    desk.register(at_once=False)
+    assert (desk.piece.observed, desk.draft.get(Run, due.run_id).outcome) == ("waiting", "interrupted")
+    desk.event(1)
+    desk.register(at_once=False)
+    assert desk.run.event_seq == 1
+
+
+def test_a_time_that_came_too_late_says_nothing_of_the_piece():
+    """A time that was left out changes neither the last success nor the count of failures."""
+    desk = Desk()
+    desk.register()
+    desk.finish(desk.begin(), "failed")
+    desk.finish(desk.begin(), "skipped", missed=True)
+    row = desk.piece
+    assert (row.consecutive_failures, row.last_success_at, row.status) == (1, None, "Skipped: because")
+
+
+def test_only_what_still_stands_where_it_was_seen_is_moved():
+    """A due time is moved only as long as nobody has it or has given it another time."""
+    desk = Desk()
+    desk.register()
+
+    def move(was, due_at):
+        return decide_move_piece(desk.draft, MovePiece(space="acme", piece_id="hn", was=was, due_at=due_at), NOW)
+
+    assert (move(NOW + 1, NOW + 2), move(NOW, NOW + 2), move(NOW, NOW + 3)) == (False, True, False)
+    assert (desk.run.due_at, desk.piece.next_run_at) == (NOW + 2, NOW + 2)
+    desk.begin()
+    assert not move(NOW + 2, NOW)

@@ -4,7 +4,6 @@ SELECT p.space || '/' || p.piece_id AS subject,
                           WHEN r.run_id IS NULL THEN ', its next update ' || p.run_id || ' is gone'
                           ELSE ', its next update ' || p.run_id || ' has ended' END AS message
 FROM pieces p LEFT JOIN runs r ON r.run_id = p.run_id
-WHERE p.desired = 'enabled' AND p.observed <> 'broken'
-  AND (CASE WHEN p.run_id IS NULL THEN p.every > 0 OR p.next_run_at IS NOT NULL
-            ELSE r.run_id IS NULL OR r.status IN ('completed', 'failed', 'aborted') END)
+WHERE p.desired = 'enabled' AND p.observed NOT IN ('broken', 'waiting')
+  AND (r.run_id IS NULL OR r.status IN ('completed', 'failed', 'aborted'))
 LIMIT :limit

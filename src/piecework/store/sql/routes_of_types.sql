@@ -1,2 +1,2 @@
--- Who was registered for event types.
-SELECT {columns} FROM routes WHERE event_type IN (:types) ORDER BY event_type, workflow_id
+-- Who was registered for event types, or for patterns of them.
+SELECT {columns} FROM routes WHERE event_type IN (:types) OR event_type LIKE '%*%' ORDER BY event_type, workflow_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -9,7 +10,7 @@ from msgspec.structs import replace
 from piecework.store.contract import Delete, Failure, InsertMissing, Lock, Read, StartAgain, Tell
 from piecework.store.draft import Draft
 from piecework.store.items import Accept, Accepted, Accepting, DispatchResult
-from piecework.store.records import Delivery, EventRow, Inbox, RouteRow, Slot, WorkflowRow
+from piecework.store.records import PIECES, Delivery, EventRow, Inbox, RouteRow, Slot, WorkflowRow
 from piecework.store.verbs.loading import actives, conclude, load_waiting, lock_runs, lock_slots
 from piecework.store.verbs.waiting import first_waits, still_there
 
@@ -85,14 +86,14 @@ def _pending(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, tuple
     rows: list[RouteRow] = yield Read(
         "routes_of_types", {"types": sorted({item.event.type for item in items})}, RouteRow
     )
-    by_type: dict[str, list[RouteRow]] = {}
-    for row in rows:
-        by_type.setdefault(row.event_type, []).append(row)
     pending = {
         _id(item): tuple(
-            row.workflow_id
-            for row in (() if item.alone else by_type.get(item.event.type, ()))
-            if row.workflow_id not in item.known or item.known[row.workflow_id] != row.version
+            dict.fromkeys(
+                row.workflow_id
+                for row in (() if item.alone else rows)
+                if _is_for(row, item.event.type)
+                and (row.workflow_id not in item.known or item.known[row.workflow_id] != row.version)
+            )
         )
         for item in items
     }
@@ -103,6 +104,12 @@ def _pending(items: Sequence[Accept]) -> Generator[Request, Any, dict[str, tuple
     there: list[WorkflowRow] = yield Lock(WorkflowRow, [(name,) for name in names], share=True)
     left = {row.workflow_id for row in there}
     return {key: tuple(name for name in found if name in left) for key, found in pending.items()}
+
+
+def _is_for(row: RouteRow, event_type: str) -> bool:
+    """Whether an event of that type reaches a route; only pieces have patterns."""
+    patterns = "*" in row.event_type and row.workflow_id.startswith(PIECES)
+    return row.event_type == event_type or (patterns and fnmatchcase(event_type, row.event_type))
 
 
 def _mine(item: Accept, pending: tuple[str, ...]) -> tuple[Route, ...]:

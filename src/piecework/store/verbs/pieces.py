@@ -1,4 +1,7 @@
-"""Pieces: `register_piece`, `run_piece`, `set_desired`, `finish_piece`. A piece's next update is a queued run."""
+"""Pieces: `register_piece`, `run_piece`, `set_desired`, `finish_piece`, `wake_pieces`, `move_piece`.
+
+A piece's next update is a queued run, and so is the one that follows right after what is under way.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from piecework.store.contract import Change, Failure, Lock, Read
 from piecework.store.draft import Draft
-from piecework.store.records import Piece, Run
+from piecework.store.items import PiecesWoken, WakingPieces
+from piecework.store.records import Delivery, EventRow, Piece, Run
 from piecework.store.verbs.loading import decided, load_runs
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
     from piecework.store.contract import Decide, Request, Script
-    from piecework.store.items import FinishPiece, RegisterPiece, RunPiece, SetDesired
+    from piecework.store.items import FinishPiece, MovePiece, RegisterPiece, RunPiece, SetDesired, WakePieces
 
 
 def register_piece(items: Sequence[RegisterPiece], decide: Decide, now: int) -> Script:
@@ -24,7 +28,7 @@ def register_piece(items: Sequence[RegisterPiece], decide: Decide, now: int) -> 
 
 
 def run_piece(items: Sequence[RunPiece], decide: Decide, now: int) -> Script:
-    """Makes the next update of pieces due now; one that is under way is left alone."""
+    """Makes the next update of pieces due now; what becomes of one that is under way is the overlap's."""
     draft = Draft()
     yield from _load_pieces(draft, [(item.space, item.piece_id) for item in items])
     return (yield from decided(draft, items, decide, now))
@@ -48,8 +52,10 @@ def finish_piece(items: Sequence[FinishPiece], decide: Decide, now: int) -> Scri
     # The piece before its runs, as everybody locks them; whose update a run is never changes.
     peeked = yield Read("pieces_of_runs", {"run_ids": [item.run_id for item in items]}, Piece)
     pieces = sorted({row.identity() for row in peeked})
-    draft.load(Piece, pieces, (yield Lock(Piece, pieces)) if pieces else ())
-    yield from load_runs(draft, [item.run_id for item in items])
+    rows = (yield Lock(Piece, pieces)) if pieces else ()
+    draft.load(Piece, pieces, rows)
+    after = [row.after_run_id for row in rows if row.after_run_id is not None]
+    yield from load_runs(draft, [*(item.run_id for item in items), *after])
     draft.load(Piece, [(run.space, run.key_value) for run in draft.all(Run)], ())
     outcomes = yield from decided(draft, items, decide, now)
     for item, outcome in zip(items, outcomes, strict=True):
@@ -58,11 +64,44 @@ def finish_piece(items: Sequence[FinishPiece], decide: Decide, now: int) -> Scri
     return outcomes
 
 
+def wake_pieces(items: Sequence[WakePieces], decide: Decide, now: int) -> Script:
+    """Makes the updates of pieces due that events are for, the next so many of each; then the event waits no longer."""
+    draft = Draft()
+    keys = sorted({(item.event_seq, item.workflow_id, "", "") for item in items})
+    draft.load(Delivery, keys, (yield Lock(Delivery, keys)))
+    seqs = sorted({item.event_seq for item in items})
+    events: list[EventRow] = yield Read("events_by_seq", {"seqs": seqs}, EventRow)
+    by_seq = {event.seq: event for event in events}
+    found: list[list[tuple[str, str]]] = []
+    for item in items:
+        limit, (after_space, after_id) = len(item.run_ids), item.after
+        event = by_seq.get(item.event_seq)
+        params = {"integration": item.integration, "space": None if event is None else event.space}
+        params |= {"after_space": after_space, "after_id": after_id, "limit": limit}
+        rows: list[Piece] = yield Read("pieces_of_integration", params, Piece)
+        found.append([(row.space, row.piece_id) for row in rows])
+    yield from _load_pieces(draft, [key for keys in found for key in keys])
+    entries = [
+        WakingPieces(item=item, event=by_seq[item.event_seq], pieces=tuple(mine), more=len(mine) == len(item.run_ids))
+        for item, mine in zip(items, found, strict=True)
+        if item.event_seq in by_seq
+    ]
+    outcomes = iter((yield from decided(draft, entries, decide, now)))
+    return [next(outcomes) if item.event_seq in by_seq else PiecesWoken(decided=False) for item in items]
+
+
+def move_piece(items: Sequence[MovePiece], decide: Decide, now: int) -> Script:
+    """Gives updates that are to come another time."""
+    draft = Draft()
+    yield from _load_pieces(draft, [(item.space, item.piece_id) for item in items])
+    return (yield from decided(draft, items, decide, now))
+
+
 def _load_pieces(draft: Draft, keys: Iterable[tuple[str, str]]) -> Generator[Request, Any, None]:
     wanted = sorted(set(keys))
-    rows = yield Lock(Piece, wanted)
+    rows: Sequence[Piece] = (yield Lock(Piece, wanted)) if wanted else ()
     draft.load(Piece, wanted, rows)
-    yield from load_runs(draft, [row.run_id for row in rows if row.run_id is not None])
+    yield from load_runs(draft, [i for row in rows for i in (row.run_id, row.after_run_id) if i is not None])
 
 
 def _trim(run: Run, item: FinishPiece) -> Generator[Request, Any, None]:
