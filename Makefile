@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz proofs watch check format bench bench-peers docs lock clean
+.PHONY: help demo test fuzz soak proofs watch check format bench bench-peers docs lock clean
 
 help:  ## tell what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -28,9 +28,14 @@ demo: $(STAMP)  ## run the bundled newsroom: feeds, approvals, mail (ARGS="--opm
 test: $(STAMP)  ## run all tests (ARGS="-k name")
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-fuzz: $(STAMP)  ## play random histories of the store, of containers and of whole runtimes, for long (PIECEWORK_FUZZ=histories)
+fuzz: $(STAMP)  ## play random histories of the store, of containers and of whole runtimes, and broken frames, for long (PIECEWORK_FUZZ=histories)
 	PIECEWORK_FUZZ=$${PIECEWORK_FUZZ:-2000} $(BIN)/python -m pytest -q -n 2 tests/contracts/test_model.py tests/unit/container/test_machine.py $(ARGS)
 	PIECEWORK_FUZZ=$${PIECEWORK_FUZZ:-2500} $(BIN)/python -m pytest -q -n 2 tests/machine/test_histories.py $(ARGS)
+
+	PIECEWORK_FUZZ=$${PIECEWORK_FUZZ:-1000000} $(BIN)/python -m pytest -q -n 2 tests/unit/process/test_frames_broken.py tests/faults/test_frames_live.py $(ARGS)
+
+soak: $(STAMP)  ## kill nodes and workers at random, two hundred times on each engine (PIECEWORK_SOAK=kills)
+	PIECEWORK_SOAK=$${PIECEWORK_SOAK:-200} $(BIN)/python -m pytest -q -n 2 tests/faults/test_soak.py $(ARGS)
 
 proofs: $(STAMP)  ## step triples of verbs through thousands of schedules
 	$(BIN)/python -m pytest -q -n 2 -m slow tests/contracts $(ARGS)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from piecework.desk import OpenApp
     from piecework.process import protocol
     from piecework.process.address import Address
+    from piecework.process.lease import Lease
     from piecework.run.kind import Kind
     from piecework.services.declared_job import JobDefinition
     from piecework.services.transport import Transport
@@ -95,6 +96,7 @@ class Declared:
         env: The app's layer of variables.
         address: How workers import the app; None where it has no pieces.
         make_init: What is in force in a worker.
+        lease: What a node's renewals put off: when its workers end without another word of it.
         version: Of Piecework.
         door: The door to workflows that somebody made before, and who is to be wired; None has one made.
     """
@@ -107,6 +109,7 @@ class Declared:
     env: Mapping[str, str | None]
     address: Address | None
     make_init: Callable[[str], protocol.Init]
+    lease: Lease
     version: str
     door: Runtime | None = None
 
@@ -133,6 +136,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
             declared.address,
             settings,
             make_init=declared.make_init,
+            lease=declared.lease,
             answer=lambda op, args, space: desk.answer_worker(op, args, space=space),
             on_log=lambda line, space: pieces.on_log(line, space),  # noqa: PLW0108 - made a few lines below
         )

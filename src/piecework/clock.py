@@ -100,6 +100,11 @@ def check_duration(what: str, seconds: Any, **data: Any) -> float:
     return seconds
 
 
+def boottime() -> float:
+    """Seconds that go on while the machine sleeps, the same in every process; no clock of a test's replaces them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 def micros(seconds: float) -> int:
     """Tells a duration in seconds as whole microseconds."""
     return round(seconds * SECOND)

@@ -13,6 +13,7 @@ from piecework.clock import SystemClock
 from piecework.config import tool_setting
 from piecework.declaring import Declarations
 from piecework.errors import InvalidStateError
+from piecework.process.lease import Lease
 from piecework.services.templates import check_migrate, templates_of
 from piecework.workspace.modules import check_modules, import_modules
 
@@ -66,6 +67,7 @@ class Configured(Declarations):
         self._modules = check_modules(modules)
         self.import_path = import_path
         self._made_in = made_in
+        self._lease = Lease()
         self.bus = EventBus()
         self._stack: AsyncExitStack | None = None
 

@@ -110,7 +110,9 @@ class Roles(Sending):
         )
         self._relay = Relay(self, self._database_there, self.clock, sweep_seconds=settings.outbox_sweep_seconds)
         stack.push_async_callback(self._relay.close)
-        self._processes = ProcessCalls(self, settings, make_init=self._worker_init, address=self._address)
+        self._processes = ProcessCalls(
+            self, settings, make_init=self._worker_init, address=self._address, lease=self._lease
+        )
         stack.push_async_callback(self._processes.stop)
         self._supervisor = Supervisor()
         stack.push_async_callback(self._supervisor.drain, settings.close_timeout_seconds)
@@ -217,8 +219,12 @@ class Roles(Sending):
         """Registers what is declared; a node lives from here on."""
         # What still runs while the node stops is its own: it says so until the last of it has ended.
         stack.push_async_callback(parts.node.leave)
+        stack.callback(self._lease.release)
         heartbeat = parts.store.heartbeat(
-            parts.node.beat, every_seconds=settings.heartbeat_seconds, stall_seconds=settings.loop_stall_seconds
+            parts.node.beat,
+            every_seconds=settings.heartbeat_seconds,
+            stall_seconds=settings.loop_stall_seconds,
+            on_held=lambda began: self._lease.renew(began, settings.lease_seconds),
         )
         stack.push_async_callback(heartbeat.stop)
         if parts.link is not None:
@@ -270,6 +276,7 @@ class Roles(Sending):
             env=self._variables,
             address=self._address() if self._definitions and serving else None,
             make_init=self._worker_init,
+            lease=self._lease,
             version=_version(),
             door=self._door or self._new_door(),
         )

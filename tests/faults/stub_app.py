@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from piecework.errors import NotFoundError
 from piecework.process import inside
@@ -176,6 +178,15 @@ async def stubborn(piece):
             await asyncio.Event().wait()
 
 
+@piece("litters")
+async def litters(piece):
+    """Leaves a program in a session of its own and a daemon behind."""
+    subprocess.Popen(["sleep", "3600"], start_new_session=True)
+    subprocess.run(["sh", "-c", "setsid sleep 3600 >/dev/null 2>&1 &"], check=True)
+    await told(piece, "littered")
+    await asyncio.Event().wait()
+
+
 @piece("busy")
 async def busy(piece):
     await told(piece, "began")
@@ -234,6 +245,22 @@ async def logs(piece):
 @piece("environment")
 async def environment(piece):
     return Success(dict(os.environ))
+
+
+@piece("privileges")
+async def privileges(piece):
+    """What the kernel lets this process do, and which processes it sees."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = {line.split(":")[0]: line.split(":")[1].strip() for line in lines if line.startswith("Cap")}
+    seen = sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    core = resource.getrlimit(resource.RLIMIT_CORE)
+    return Success({"capabilities": found, "seen": seen, "pid": os.getpid(), "core": list(core)})
+
+
+@piece("tidies")
+async def tidies(piece):
+    untidy = sys.modules["untidy_app"]
+    return Success([untidy.THREAD.is_alive(), untidy.SEEN])
 
 
 @piece("inside")

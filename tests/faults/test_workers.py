@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
-import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from piecework.clock import boottime
 from piecework.config import Settings
 from piecework.errors import AppImportError, RemoteError, StoppedError, TimeoutExceededError, ValidationError
 from piecework.process import inside, linux
 from piecework.process.child import readable
 from piecework.process.launch import Zygote
+from piecework.process.lease import Lease
 from piecework.process.protocol import Init, Run
 from piecework.space.controller import Controller, State, WorkerDied
+from piecework.store.lock_beat import LockHeartbeat
 
 pytestmark = pytest.mark.skipif(not linux.can_run_workers(), reason="workers need pidfds")
 HERE = str(Path(__file__).parent)
@@ -213,7 +215,8 @@ async def test_kill_at_the_deadline(node):
     """An update that ignores its cancellation is killed, with the processes that it started in other sessions."""
     controller = await node.controller()
     running = asyncio.ensure_future(controller.run(a_run("stubborn"), 0.5))
-    child = await node.told.get()
+    await node.told.get()
+    [child] = linux.children(controller.pid)
     assert (await running).outcome["code"] == "TIMEOUT"
     assert controller.state is State.DEAD
     assert not runs(child)
@@ -419,7 +422,8 @@ async def test_killed_keeper(node):
     """A worker and what it started die with their keeper, daemons included."""
     controller = await node.controller()
     running = asyncio.ensure_future(controller.run(a_run("stubborn"), 60))
-    child = await node.told.get()
+    await node.told.get()
+    [child] = linux.children(controller.pid)
     os.kill(controller.keeper_pid, signal.SIGKILL)
     with pytest.raises(WorkerDied, match="status unknown"):
         await running
@@ -427,16 +431,104 @@ async def test_killed_keeper(node):
     await gone(controller.pid)
 
 
-async def test_killed_node():
-    """Nothing survives kill -9 of the node: no zygote, no keeper, no worker, no daemon of a worker."""
-    driver = subprocess.Popen([sys.executable, str(Path(HERE, "node_driver.py"))], stdout=subprocess.PIPE, text=True)
-    with driver, driver.stdout:
-        try:
-            pids = json.loads(await asyncio.to_thread(driver.stdout.readline))
-            watched = {name: os.pidfd_open(pid) for name, pid in pids.items()}
-        finally:
-            driver.kill()
-        async with asyncio.timeout(20):
-            for pidfd in watched.values():
-                await readable(pidfd)
-                os.close(pidfd)
+@pytest.mark.covers("N427")
+@pytest.mark.parametrize("namespaces", [True, False])
+async def test_privileges(node, namespaces):
+    """A worker has no capability, also under root, leaves no core, and in a namespace sees no process but its own."""
+    zygote = node.make_zygote("stub_app:app", namespaces=namespaces)
+    await zygote.start()
+    node.zygote, old = zygote, node.zygote
+    await old.stop()
+    found = (await outcome(node, "privileges"))["data"]
+    assert {int(mask, 16) for mask in found["capabilities"].values()} == {0}
+    assert found["core"] == [0, 0]
+    assert namespaces is False or zygote.mode == "session" or found["seen"] == [1, found["pid"]]
+
+
+@pytest.mark.covers("N428")
+async def test_what_an_import_leaves_behind(node, monkeypatch, tmp_path):
+    """Threads, loops, sockets and databases of an import are named; with threads each worker imports for itself."""
+    monkeypatch.setenv("SEEN_AT_IMPORT", "yes")
+    monkeypatch.setenv("DATABASE_OF_THE_TEST", str(tmp_path / "rows.db"))
+    zygote = node.make_zygote("untidy_app:app")
+    await zygote.start()
+    node.zygote, old = zygote, node.zygote
+    await old.stop()
+    assert zygote.findings == (
+        "thread 'poller' in threading.Event.wait",
+        "event loop in untidy_app.LOOP",
+        "socket ('0.0.0.0', 0) in untidy_app.SOCKET",
+        f"database file {tmp_path / 'rows.db'}",
+    )
+    assert (await outcome(node, "tidies"))["data"] == [True, "yes"]
+    assert old.findings == ()
+
+
+async def test_lapsed_lease(node):
+    """A lease that lapses ends a worker, charges nobody, and starts no other before it is renewed."""
+    lease = Lease()
+    zygote = node.make_zygote("stub_app:app", lease=lease)
+    await zygote.start()
+    node.zygote, old = zygote, node.zygote
+    await old.stop()
+    controller = await node.controller()
+    running = asyncio.ensure_future(controller.run(a_run("forever"), 60))
+    await node.told.get()
+    lease.renew(boottime(), 0.01)
+    with pytest.raises(WorkerDied, match="had not renewed its lease") as died:
+        await running
+    assert (died.value.charged, died.value.suspect) == (False, False)
+    with pytest.raises(StoppedError, match="lease has lapsed"):
+        await node.controller("other")
+    lease.renew(boottime(), 60)
+    assert (await outcome(node, "plain"))["name"] == "success"
+
+
+@pytest.mark.covers("N429")
+async def test_blocked_loop(node):
+    """A loop that is blocked for longer than the lease, but for less than a stall, ends no worker."""
+    lease, enough, began = Lease(), threading.Event(), boottime()
+
+    def held(moment):
+        lease.renew(moment, 1)
+        if moment > began + 2:
+            enough.set()
+
+    zygote = node.make_zygote("stub_app:app", lease=lease)
+    await zygote.start()
+    node.zygote, old = zygote, node.zygote
+    await old.stop()
+    heartbeat = LockHeartbeat(every_seconds=0.1, stall_seconds=60, on_held=held)
+    controller = await node.controller()
+    await heartbeat.start()
+    enough.wait(20)  # the loop stands still meanwhile, longer than the first lease
+    assert (await controller.run(a_run("plain"), 60)).outcome["name"] == "success"
+    lease.release()
+    await heartbeat.stop()
+
+
+async def test_stalled_loop(monkeypatch):
+    """A loop that stands still for too long is one whose node says nothing more until it moves."""
+    said = threading.Event()
+    monkeypatch.setattr("piecework.store.lock_beat.emit", lambda *_, **fields: said.set())
+    held = []
+    heartbeat = LockHeartbeat(every_seconds=0.01, stall_seconds=0.2, on_held=held.append)
+    await heartbeat.start()
+    assert said.wait(20)  # the loop stands still meanwhile
+    before = len(held)
+    async with asyncio.timeout(20):
+        while len(held) == before:
+            await asyncio.sleep(0.01)
+    await heartbeat.stop()
+
+
+async def test_stopped_keeper(node):
+    """A keeper that somebody has stopped is shown as such, and goes on when its worker is to end."""
+    controller = await node.controller()
+    assert controller.keeper_state == "running"
+    os.kill(controller.keeper_pid, signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        while controller.keeper_state != "stopped":
+            await asyncio.sleep(0.01)
+    await controller._abandon()
+    assert controller.keeper_state == "dead"

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 
 import pytest
 
 from piecework import App, Settings
 from piecework.errors import AppImportError, NotFoundError, ValidationError
 from piecework.process import linux
+from workers_seen import runs, under_zygotes, who
 
 from .apps.kinds import app as kinds
 
@@ -65,10 +65,10 @@ class Line:
 
     async def _taken(self, reader, writer):
         self._writers.append(writer)
-        self._calls.put_nowait((int(await reader.readline()), writer))
+        self._calls.put_nowait(((await reader.readline()).decode(), writer))
 
     async def has_begun(self):
-        """Waits until an update has begun and answers its process's pid."""
+        """Waits until an update has begun and answers its process's name."""
         pid, self._writer = await asyncio.wait_for(self._calls.get(), 25)
         return pid
 
@@ -93,20 +93,12 @@ async def line():
     await line.close()
 
 
-def runs(pid):
-    """Whether a process is there and no zombie."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 @pytest.mark.covers("P7", "P8")
 async def test_a_registered_piece_is_updated_at_once(app):
     """A new piece is updated at once in its space's own process; a good update's status is Success."""
     update = await add(app, "plain", url="https://example.org")
     assert (update.status, update.outcome, update.result["count"]) == ("completed", "success", 1)
-    assert update.result["pid"] != os.getpid()
+    assert update.result["process"] != who()
     piece = await app.pieces.get("acme", "p")
     assert (piece.status, piece.observed, piece.consecutive_failures) == ("Success", "idle", 0)
     assert piece.next_run_at > piece.last_success_at == piece.last_run_at
@@ -247,10 +239,9 @@ async def test_a_coroutine_that_nobody_awaits_fails_the_update(app):
 @pytest.mark.covers("A6")
 async def test_an_update_that_does_not_end_is_ended(app, tmp_path):
     """At its deadline a busy loop that ignores SIGTERM is killed, with the program that it started; it says TIMEOUT."""
-    update = await add(app, "stubborn", pids=str(tmp_path / "pids"))
+    update = await add(app, "stubborn", started=str(tmp_path / "started"))
     assert (update.outcome, update.error["code"]) == ("failed", "TIMEOUT")
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    assert not [pid for pid in pids if runs(pid)]
+    assert ((tmp_path / "started").exists(), under_zygotes()) == (True, set())
     assert (await add(app, "plain", "next")).outcome == "success"
 
 
@@ -275,10 +266,10 @@ async def test_spaces_have_processes_of_their_own(app):
     one = await add(app, "plain", "one", "acme")
     two = await add(app, "plain", "two", "acme")
     other = await add(app, "plain", "p", "beta")
-    assert one.result["pid"] == two.result["pid"] != other.result["pid"]
+    assert one.result["process"] == two.result["process"] != other.result["process"]
     assert (await add(app, "dies", "dies", "beta")).outcome == "failed"
     again = await app.pieces.run_now("acme", "one", wait=True)
-    assert again.result["pid"] == one.result["pid"]
+    assert again.result["process"] == one.result["process"]
 
 
 @pytest.mark.covers("A14")
@@ -389,8 +380,10 @@ async def test_the_end_of_the_app_interrupts_an_update_and_does_not_blame_it(mak
     """An update that the end of the app cuts off is no failure: it is done again by the next node."""
     async with make_kinds(settings=Settings(space_grace_seconds=0.1, close_timeout_seconds=0.1)) as app:
         await app.pieces.register(space="acme", piece_id="p", integration="held", config=line.config)
-        worker = await line.has_begun()
-    assert not runs(worker)
+        await line.has_begun()
+        workers = under_zygotes()
+    assert workers
+    assert not [pid for pid in workers if runs(pid)]
     async with make_kinds() as app:
         await line.has_begun()
         await line.let_go()

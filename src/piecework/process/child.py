@@ -8,7 +8,8 @@ import json
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 from piecework.errors import CrashedError
 from piecework.process import keeper, linux
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LINE_LIMIT_BYTES = 64 * 1024
-_MESSAGE_BYTES = 4096
 
 
 async def readable(descriptor: int | socket.socket) -> None:
@@ -90,6 +90,8 @@ class Child:
         space: The tenant that it serves.
         worker_pid: The worker's pid as the node numbers it.
         keeper_pid: The keeper's.
+        told: What the keeper has said besides, the newest of each word; `why` is there once it has ended everything.
+        on_told: Called on the loop with each message of the keeper's, after `told` has it.
         channel_socket: The node's end of the frames; whoever opens a channel on it owns it.
     """
 
@@ -109,8 +111,12 @@ class Child:
         self.keeper_pid = linux.pid_of(self._keeper)
         self.worker_pid = linux.pid_of(self._worker)
         self._loop = asyncio.get_running_loop()
+        self.told: dict[str, Any] = {}
+        self.on_told: Callable[[dict[str, Any]], None] = _nobody
+        self._sending = threading.Lock()
         self._dead: asyncio.Future[int | None] = self._loop.create_future()
         self._loop.add_reader(self._keeper, self._finish)
+        self._loop.add_reader(self._control, self._hear)
 
     @classmethod
     async def meet(cls, space: str, channel_socket: socket.socket, control: socket.socket, output: Output) -> Child:
@@ -122,7 +128,7 @@ class Child:
         control.setblocking(False)
         await readable(control)
         with contextlib.suppress(ConnectionError):
-            _, descriptors, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 2)
+            _, descriptors, _, _ = socket.recv_fds(control, keeper.MESSAGE_BYTES, 2)
             if len(descriptors) == 2:
                 return cls(space, channel_socket, control, (descriptors[0], descriptors[1]), output)
         raise CrashedError(
@@ -147,38 +153,86 @@ class Child:
         """Has `callback` called with the exit status, once, on the loop."""
         self._dead.add_done_callback(lambda future: callback(future.result()))
 
+    @property
+    def lapsed(self) -> bool:
+        """True when its keeper has ended it because the node's lease was not renewed in time."""
+        return self.told.get("why") == keeper.LEASE
+
     def signal(self, signum: int) -> None:
         """Sends a signal to the worker itself; does nothing when it is gone."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._worker, signum)
 
+    @property
+    def keeper_state(self) -> str:
+        """What the keeper is doing: "running", "stopped" when somebody has stopped it, or "dead".
+
+        A keeper that is stopped sees to nothing until it goes on; `terminate` and `kill` have it go on.
+        """
+        if not self.alive:
+            return "dead"
+        return "stopped" if linux.is_stopped(self.keeper_pid) else "running"
+
     def terminate(self) -> None:
         """Sends SIGTERM to everything under the keeper."""
-        self._command(keeper.TERMINATE)
+        self._rouse()
+        self.tell({"do": "terminate"})
 
     def kill(self) -> None:
         """Has the keeper kill everything under it, until nothing is left; `dead` tells when."""
-        self._command(keeper.KILL)
+        self._rouse()
+        if not self.tell({"do": "kill"}):
+            with self._sending, contextlib.suppress(OSError):
+                self._control.shutdown(socket.SHUT_WR)  # this word needs no room
 
-    def _command(self, command: bytes) -> None:
+    def renew(self, until: float | None) -> None:
+        """Tells the keeper when the node's lease lapses: seconds of CLOCK_BOOTTIME, or None for never. Any thread."""
+        self.tell({"do": "lease", "until": until})
+
+    def tell(self, command: dict[str, Any]) -> bool:
+        """Tells the keeper to do something, without waiting; from any thread. False when it cannot be told."""
+        # The lock: a descriptor that is closed meanwhile could be somebody else's by the time it is written to.
+        with self._sending, contextlib.suppress(OSError):
+            self._control.send(json.dumps(command).encode())
+            return True
+        return False
+
+    def _rouse(self) -> None:
         if self.alive:
-            with contextlib.suppress(OSError):  # a keeper that cannot be told is ending, and kills as it does
-                self._control.send(command)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(self._keeper, signal.SIGCONT)
+
+    def _hear(self) -> bool:
+        """Takes one message of the keeper's; answers whether there may be another."""
+        try:
+            data = self._control.recv(keeper.MESSAGE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._control)
+            return False
+        message = json.loads(data)
+        self.told |= message
+        self.on_told(message)
+        return True
 
     def _finish(self) -> None:
         self._loop.remove_reader(self._keeper)
-        status = self._last_word()
-        self._control.close()
+        while self._hear():
+            pass
+        self._loop.remove_reader(self._control)
+        with self._sending:
+            self._control.close()
         os.close(self._keeper)
         os.close(self._worker)
         self._output.finish()
         if not self._dead.done():
-            self._dead.set_result(status)
+            status = self.told.get("status")
+            self._dead.set_result(None if status is None else os.waitstatus_to_exitcode(status))
 
-    def _last_word(self) -> int | None:
-        with contextlib.suppress(OSError):
-            data = self._control.recv(_MESSAGE_BYTES)
-            status = json.loads(data)["status"] if data else None
-            return None if status is None else os.waitstatus_to_exitcode(status)
-        return None
+
+def _nobody(_message: dict[str, Any]) -> None:
+    """Nobody listens to what the keeper says."""

@@ -1,10 +1,16 @@
 """The keeper: the process between the zygote and a worker, which sees to it that nothing survives.
 
 It runs no user code and no event loop: it forks the worker, reaps, and obeys its node. It ends when everything under
-it has ended, and only then, so that its own death (a pidfd that becomes readable) proves the worker's. As a subreaper
-it inherits whatever its worker's children leave behind, daemons included: no child left means no descendant left.
+it has ended, and only then, so that its own death (a pidfd that becomes readable) proves the worker's.
 
-Session mode: the keeper leads a session. A launcher that puts it into a PID namespace of its own calls `keep` there.
+Namespace mode: it is the first process of a PID namespace (`launcher` has made it so), and whatever the worker and its
+children become, the kernel ends it with the keeper. Session mode, where no namespace can be had: as a subreaper it
+inherits what they leave behind, daemons included, and kills until it has no child: no child left means no descendant
+left.
+
+It speaks with its node in JSON datagrams over one socket. The node says `{"do": "terminate"}`, `{"do": "kill"}` and
+`{"do": "lease", "until": seconds of CLOCK_BOOTTIME, or null for no end}`; the keeper `{"worker": pid}`, with pidfds of
+itself and of the worker, and at last `{"status": wait status or null, "why": one of the words below}`.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ import os
 import select
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from piecework.process import linux
 
@@ -23,25 +29,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
 
-KILL = b"kill"
-TERMINATE = b"terminate"
+MESSAGE_BYTES: Final = 4096
+EXITED: Final = "exited"  # the worker ended by itself
+TOLD: Final = "told"  # the node said kill
+NODE: Final = "node"  # the node's end of the connection closed
+ZYGOTE: Final = "zygote"  # the zygote ended
+LEASE: Final = "lease"  # the node has not renewed in time: it may stand still, and others may do its work
 _SWEEP_MILLISECONDS = 10
 
 
-def keep(control: socket.socket, work: Callable[[], NoReturn], parent: int, *, for_worker: Iterable[int]) -> NoReturn:
+def keep(
+    control: socket.socket,
+    work: Callable[[], NoReturn],
+    *,
+    parent: int | None,
+    for_worker: Iterable[int],
+    until: float | None = None,
+) -> NoReturn:
     """Forks a worker that calls `work`, stays until all under it is gone, and exits. Called in a process of its own.
 
     Args:
         control: The keeper's end of its connection with the node. When the node's end closes, everything is killed.
         work: What the worker does; it never returns.
-        parent: The zygote's pid.
+        parent: The zygote's pid; None when this is the first process of a namespace, which dies with the zygote.
         for_worker: Descriptors that only the worker may hold: while the keeper had them too, none would show an end.
+        until: When the lease lapses and everything is killed, in seconds of CLOCK_BOOTTIME; None is never.
     """
     os.setsid()
-    linux.become_subreaper()
-    wakeup = listen_to(signal.SIGCHLD, signal.SIGTERM)
-    # SIGTERM, which is handled, and not SIGKILL: whoever kills the zygote must not set the worker's children free.
-    linux.die_with_parent(signal.SIGTERM, parent)
+    if parent is None:
+        wakeup = listen_to(signal.SIGCHLD)
+    else:
+        linux.become_subreaper()
+        wakeup = listen_to(signal.SIGCHLD, signal.SIGTERM)
+        # SIGTERM, which is handled, and not SIGKILL: whoever kills the zygote must not set the worker's children free.
+        linux.die_with_parent(signal.SIGTERM, parent)
     keeper = os.getpid()
     worker = fork()
     if not worker:
@@ -51,14 +72,104 @@ def keep(control: socket.socket, work: Callable[[], NoReturn], parent: int, *, f
         work()
     for descriptor in for_worker:
         os.close(descriptor)
-    status = None
-    with contextlib.suppress(OSError):  # a node that is gone shows as an end of the control connection
-        _introduce(control, worker)
-        status = _watch(control, wakeup, worker)
-    status = _sweep(wakeup, worker, status)
-    with contextlib.suppress(OSError):
-        control.send(json.dumps({"status": status}).encode())
+    _Keeper(control, wakeup, worker, namespace=parent is None).stay(until)
     os._exit(0)
+
+
+class _Keeper:
+    """What a keeper does once its worker is there.
+
+    Args:
+        control: The connection with the node.
+        wakeup: Where the numbers of signals arrive.
+        worker: The worker's pid as this process numbers it.
+        namespace: Whether all that this process may signal is its own.
+    """
+
+    def __init__(self, control: socket.socket, wakeup: socket.socket, worker: int, *, namespace: bool) -> None:
+        self._control = control
+        self._wakeup = wakeup
+        self._worker = worker
+        self._namespace = namespace
+        self._lease = linux.Alarm()
+        self._status: int | None = None
+
+    def stay(self, until: float | None) -> None:
+        """Watches until everything is to end, ends it, and tells the node how and why."""
+        why = NODE
+        with contextlib.suppress(OSError):  # a node that is gone shows as an end of the control connection
+            self._introduce()
+            self._lease.set(until)
+            why = self._watch()
+        self._sweep()
+        with contextlib.suppress(OSError):
+            self._control.send(json.dumps({"status": self._status, "why": why}).encode())
+
+    def _introduce(self) -> None:
+        pidfds = [os.pidfd_open(os.getpid()), os.pidfd_open(self._worker)]
+        socket.send_fds(self._control, [json.dumps({"worker": self._worker}).encode()], pidfds)
+        for pidfd in pidfds:
+            os.close(pidfd)
+
+    def _watch(self) -> str:
+        """Waits until everything is to end; answers why."""
+        poll = select.poll()
+        for source in (self._control, self._wakeup, self._lease):
+            poll.register(source, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                why: str | None = LEASE
+                if descriptor == self._wakeup.fileno():
+                    why = self._look()
+                elif descriptor == self._control.fileno():
+                    why = self._obey(self._control.recv(MESSAGE_BYTES))
+                if why is not None:
+                    return why
+
+    def _look(self) -> str | None:
+        """After a signal: whether it says that this is the end."""
+        told_to_end = signal.SIGTERM in self._wakeup.recv(4096)
+        self._status = reap().get(self._worker)
+        if self._status is not None:
+            return EXITED
+        return ZYGOTE if told_to_end else None
+
+    def _obey(self, data: bytes) -> str | None:
+        """Does what the node says; why this is the end, if it is."""
+        if not data:
+            return NODE
+        command = json.loads(data)
+        match command["do"]:
+            case "terminate":
+                self._signal_all(signal.SIGTERM)
+            case "lease":
+                self._lease.set(command["until"])
+            case _:
+                return TOLD
+        return None
+
+    def _signal_all(self, signum: int) -> None:
+        if self._namespace and os.getpid() == 1:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signum)  # everything in the namespace but its first process
+            return
+        for pid in linux.descendants(os.getpid()):
+            # A descendant that was reaped by its own parent since the look is gone; its number cannot be in use again
+            # within these microseconds. Anything that is left is ours: every pid here was a descendant.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signum)
+
+    def _sweep(self) -> None:
+        """Kills until no child is left; the worker's wait status may come only now."""
+        poll = select.poll()
+        poll.register(self._wakeup, select.POLLIN)
+        while True:
+            self._signal_all(signal.SIGKILL)
+            self._status = reap().get(self._worker, self._status)
+            if _childless():
+                return
+            if poll.poll(_SWEEP_MILLISECONDS):
+                self._wakeup.recv(4096)
 
 
 def fork() -> int:
@@ -109,32 +220,6 @@ def _noted(_signum: int, _frame: FrameType | None) -> None:
     """The number is in the wakeup socket; nothing else is to be done."""
 
 
-def _introduce(control: socket.socket, worker: int) -> None:
-    pidfds = [os.pidfd_open(os.getpid()), os.pidfd_open(worker)]
-    socket.send_fds(control, [json.dumps({"worker": worker}).encode()], pidfds)
-    for pidfd in pidfds:
-        os.close(pidfd)
-
-
-def _watch(control: socket.socket, wakeup: socket.socket, worker: int) -> int | None:
-    """Waits until everything is to end; the worker's wait status if that is why."""
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    poll.register(wakeup, select.POLLIN)
-    while True:
-        for descriptor, _ in poll.poll():
-            if descriptor == wakeup.fileno():
-                told_to_end = signal.SIGTERM in wakeup.recv(4096)
-                status = reap().get(worker)
-                if told_to_end or status is not None:
-                    return status
-                continue
-            command = control.recv(64)
-            if command != TERMINATE:
-                return None
-            _signal_all(signal.SIGTERM)
-
-
 def reap() -> dict[int, int]:
     """Collects children that have ended, without waiting: pid → wait status."""
     ended = {}
@@ -145,28 +230,6 @@ def reap() -> dict[int, int]:
                 break
             ended[pid] = status
     return ended
-
-
-def _signal_all(signum: int) -> None:
-    for pid in linux.descendants(os.getpid()):
-        # A descendant that was reaped by its own parent since the look is gone; its number cannot be in use again
-        # within these microseconds. Anything that is left is ours: every pid here was a descendant.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signum)
-
-
-def _sweep(wakeup: socket.socket, worker: int, status: int | None) -> int | None:
-    """Kills until no child is left; the worker's wait status, which may come only now."""
-    poll = select.poll()
-    poll.register(wakeup, select.POLLIN)
-    while True:
-        _signal_all(signal.SIGKILL)
-        ended = reap()
-        status = ended.get(worker, status)
-        if _childless():
-            return status
-        if poll.poll(_SWEEP_MILLISECONDS):
-            wakeup.recv(4096)
 
 
 def _childless() -> bool:

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from piecework.errors import AppImportError, CrashedError, InvalidStateError, StoppedError
 from piecework.process import environment, linux
 from piecework.process.child import Child, Output, readable
+from piecework.process.lease import Lease
 from piecework.process.zygote import MESSAGE_BYTES
 from piecework.telemetry import signals
 
@@ -38,6 +39,8 @@ class Zygote:
         paths: `sys.path` over there.
         main_path: File of the script that the node runs as `__main__`, where `target` names that module.
         environ: The node's variables, secrets included: they are withheld here. None means its own.
+        lease: When workers end without another word of this process; None has them end with it only.
+        namespaces: False keeps workers together by sessions also where PID namespaces can be had.
         on_output: Called on the loop with each line that a process of ours prints, and the space it is for (None: the
             zygote itself).
     """
@@ -49,13 +52,20 @@ class Zygote:
         paths: Sequence[str],
         main_path: str | None = None,
         environ: Mapping[str, str] | None = None,
+        lease: Lease | None = None,
+        namespaces: bool = True,
         on_output: Callable[[str, str | None], None],
     ) -> None:
         self._target = target
         self._paths = list(paths)
         self._main_path = main_path
         self._environ = dict(os.environ if environ is None else environ)
+        self._lease = lease or Lease()
+        self._namespaces = namespaces
         self._on_output = on_output
+        self._mode = ""
+        self._findings: tuple[str, ...] = ()
+        self._base = False
         self._lock = asyncio.Lock()
         self._ids = itertools.count(1)
         self._children: set[Child] = set()
@@ -69,6 +79,19 @@ class Zygote:
     def pid(self) -> int | None:
         """The zygote's pid while it runs."""
         return self._process.pid if self._process is not None and self.alive else None
+
+    @property
+    def mode(self) -> str:
+        """What holds all of a worker together here: "namespace", "user namespace", or "session"; see `launcher`."""
+        return self._mode
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What importing the application has left behind that workers cannot share: threads, loops, sockets, files.
+
+        With threads among them, workers import the application themselves, each one anew.
+        """
+        return self._findings
 
     @property
     def alive(self) -> bool:
@@ -89,15 +112,15 @@ class Zygote:
             raise InvalidStateError("spaces need a Linux kernel with pidfds (5.4 or newer): run pieces on one")
         if self.alive:
             raise InvalidStateError(f"the zygote of {self._target!r} runs already")
-        try:
-            await self._launch()
-            answer = await self._receive()
-        except BaseException:
+        answer = await self._boot()
+        self._findings = tuple(answer["findings"])
+        if self._findings:
+            signals.emit(signals.ZYGOTE_FINDINGS, level="warning", target=self._target, findings=self._findings)
+        if answer["threads"]:
             await self.stop()
-            raise
-        if answer is None or "error" in answer:
-            status = await self.stop()
-            raise self._import_failed(answer, status)
+            self._base = True
+            answer = await self._boot()
+        self._mode = answer["mode"]
         signals.emit(signals.ZYGOTE_STARTED, pid=self.pid)
 
     async def fork(self, space: str, entry: str = "piecework.space.worker:main") -> Child:
@@ -108,9 +131,15 @@ class Zygote:
             entry: "module:function" that it calls with its socket and the application.
 
         Raises:
-            StoppedError: The zygote does not run.
+            StoppedError: The zygote does not run, or the node's lease has lapsed.
             CrashedError: The fork failed over there.
         """
+        if self._lease.lapsed:
+            raise StoppedError(
+                f"space {space!r} gets no worker now: this node's lease has lapsed, and others may do its work; it "
+                "gets one when the store can be reached again",
+                space=space,
+            )
         channel, worker_channel = socket.socketpair()
         control, keeper_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, writing = os.pipe()
@@ -126,6 +155,7 @@ class Zygote:
             output.finish()
             raise
         self._children.add(child)
+        self._lease.bind(child)
         child.when_dead(lambda _: self._children.discard(child))
         return child
 
@@ -156,6 +186,19 @@ class Zygote:
         if not done:  # still importing, or stuck there
             self._process.send_signal(signal.SIGKILL)
         return await asyncio.shield(self._ended)
+
+    async def _boot(self) -> dict[str, Any]:
+        """Starts a zygote and waits for its first word."""
+        try:
+            await self._launch()
+            answer = await self._receive()
+        except BaseException:
+            await self.stop()
+            raise
+        if answer is None or "error" in answer:
+            status = await self.stop()
+            raise self._import_failed(answer, status)
+        return answer
 
     async def _launch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -196,6 +239,8 @@ class Zygote:
             "main_path": self._main_path,
             "paths": self._paths,
             "environ": environment.without_secrets(self._environ),
+            "namespaces": self._namespaces,
+            "base": self._base,
         }
         file = os.fdopen(os.memfd_create("piecework-boot"), "w+", encoding="utf-8")
         json.dump(boot, file)
@@ -210,7 +255,7 @@ class Zygote:
                     f"space {space!r} cannot get a worker: the zygote does not run; start it", space=space
                 )
             ident = next(self._ids)
-            request = json.dumps({"id": ident, "space": space, "entry": entry}).encode()
+            request = json.dumps({"id": ident, "space": space, "entry": entry, "until": self._lease.until}).encode()
             with contextlib.suppress(OSError):  # a zygote that is gone answers with the end of the connection
                 socket.send_fds(self._requests, [request], descriptors)
             answer = await self._receive()

@@ -1,20 +1,24 @@
 """Frames: length-prefixed msgpack maps between processes, versioned, bounded and schema checked.
 
 A frame is four bytes (its length, big endian) and one msgpack map whose `type` names a message below and whose other
-keys are that message's fields, no more and no fewer than it allows. Anything else ends the connection with a
-`ProtocolError`: after a malformed frame nothing that follows can be trusted.
+keys are that message's fields, no more and no fewer than it allows; what a field of any value holds is JSON. Anything
+else ends the connection with a `ProtocolError`: after a malformed frame nothing that follows can be trusted. The error
+says what was wrong and where, never what came: a frame may carry secrets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
+from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
 from piecework import errors
 from piecework.errors import ClosedError, PieceworkError, ProtocolError, RemoteError, ValidationError
+from piecework.store import values
 
 if TYPE_CHECKING:
     import socket
@@ -25,6 +29,8 @@ FRAME_LIMIT_BYTES = 17 * 1024 * 1024
 _HEADER = struct.Struct(">I")
 _BUFFER_BYTES = 64 * 1024
 _encoder = msgspec.msgpack.Encoder()
+# What msgspec says of form and place only; its other complaints quote what came.
+_HARMLESS = re.compile(r"(?:Expected|Object missing|Input data|MessagePack data|Invalid MessagePack) [^'\"]*")
 
 M = TypeVar("M")
 
@@ -240,6 +246,24 @@ def revive(error: dict[str, Any]) -> PieceworkError:
     )
 
 
+def complaint(error: Exception) -> str:
+    """Tells why msgspec refused something, without a word of what that was."""
+    text = str(error)
+    if isinstance(error, msgspec.MsgspecError) and _HARMLESS.fullmatch(text):
+        return text
+    if "unknown field" in text:
+        return "it has a field that it may not have"
+    if text.endswith("at `$.type`"):
+        return "its type is none of those that may come"
+    return "it is nested too deep" if isinstance(error, RecursionError) else "it is not msgpack of that form"
+
+
+@cache
+def _free_fields(kind: type[Message]) -> tuple[str, ...]:
+    """The fields of a message that hold whatever its sender likes."""
+    return tuple(name for name, hint in kind.__annotations__.items() if "Any" in hint)
+
+
 class Channel(asyncio.BufferedProtocol, Generic[M]):
     """One end of a connection: sends messages, hands each one received to `on_message`.
 
@@ -250,6 +274,7 @@ class Channel(asyncio.BufferedProtocol, Generic[M]):
         on_message: Called on the loop with each of them, in order. An exception that it raises ends the connection.
         on_closed: Called once: None after an orderly end, else why it ended.
         limit_bytes: The largest frame, in both directions.
+        last_word: Makes the message that the peer is sent when the connection ends for what came; none when omitted.
     """
 
     def __init__(
@@ -259,7 +284,9 @@ class Channel(asyncio.BufferedProtocol, Generic[M]):
         on_closed: Callable[[Exception | None], None],
         *,
         limit_bytes: int = FRAME_LIMIT_BYTES,
+        last_word: Callable[[Exception], Message] | None = None,
     ) -> None:
+        self._last_word = last_word
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(types)
         self._on_message = on_message
         self._on_closed = on_closed
@@ -281,12 +308,13 @@ class Channel(asyncio.BufferedProtocol, Generic[M]):
         on_closed: Callable[[Exception | None], None],
         *,
         limit_bytes: int = FRAME_LIMIT_BYTES,
+        last_word: Callable[[Exception], Message] | None = None,
     ) -> Channel[M]:
         """Takes a connected stream socket over and starts to read from it; arguments as of the class."""
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
         _, channel = await loop.create_connection(
-            lambda: cls(types, on_message, on_closed, limit_bytes=limit_bytes), sock=sock
+            lambda: cls(types, on_message, on_closed, limit_bytes=limit_bytes, last_word=last_word), sock=sock
         )
         return channel
 
@@ -364,7 +392,7 @@ class Channel(asyncio.BufferedProtocol, Generic[M]):
     def eof_received(self) -> bool:
         """Called by the loop when the peer has closed its end."""
         if self._filled and self._failure is None:
-            self._failure = ProtocolError("the connection ended in the middle of a frame")
+            self._fail(ProtocolError("the connection ended in the middle of a frame"))
         return False
 
     def _take_frames(self) -> int:
@@ -393,9 +421,15 @@ class Channel(asyncio.BufferedProtocol, Generic[M]):
 
     def _decode(self, frame: memoryview) -> M:
         try:
-            return self._decoder.decode(frame)
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            raise ProtocolError(f"a frame came that is no message of this connection: {error}") from error
+            message = self._decoder.decode(frame)
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, MemoryError) as error:
+            told = f"a frame came that is no message of this connection: {complaint(error)} ({len(frame)} bytes)"
+            raise ProtocolError(told) from None  # the error of msgspec may quote it
+        kind: type[Any] = type(message)
+        for name in _free_fields(kind):
+            if not values.is_json(getattr(message, name)):
+                raise ProtocolError(f"a {kind.__name__} came whose {name} is not JSON")
+        return message
 
     def _make_room(self, wanted: int) -> None:
         # The length that a header claims is not believed at once: the buffer only doubles as bytes really come.
@@ -409,4 +443,6 @@ class Channel(asyncio.BufferedProtocol, Generic[M]):
     def _fail(self, error: Exception) -> None:
         self._failure = error
         if self._transport is not None:
+            if self._last_word is not None and not self.closed:
+                self.send(self._last_word(error))  # goes out at once, unless the peer does not read anyway
             self._transport.abort()

@@ -1,8 +1,11 @@
 """The zygote: imports the application once, then forks a keeper with a worker whenever the node asks.
 
 Started by `launch.Zygote` as `python -P -m piecework.process.zygote`. It never runs an event loop and never waits for
-a child: a fork copies what is there, and a loop, a thread or a lock that is held would be there in every worker. It
-ends when the node's end of the request socket closes; the kernel ends it when the node dies.
+a child: a fork copies what is there, and a loop, a thread or a lock that is held would be there in every worker. What
+an import leaves behind of that kind is told to the node; where it is a thread, which no fork has, another zygote is
+started without the application (a *base* zygote), and each worker imports it for itself.
+
+It ends when the node's end of the request socket closes; the kernel ends it when the node dies.
 """
 
 from __future__ import annotations
@@ -22,13 +25,16 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from piecework import process
-from piecework.process import keeper, linux
+from piecework.process import findings, keeper, launcher, linux
+from piecework.process.launcher import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MESSAGE_BYTES = 128 * 1024
 _TRACE_CHARACTERS = 16_000
+_FINDINGS = 50
+_BASE = ("piecework", "piecework.app", "piecework.services.database")
 _MAIN = "__mp_main__"
 _NUMERIC_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -50,28 +56,58 @@ def main() -> NoReturn:
     requests = socket.socket(fileno=given.requests)
     with open(given.boot, encoding="utf-8") as file:  # noqa: PTH123 - a descriptor has no path
         boot = json.load(file)
+    mode = launcher.probe() if boot["namespaces"] else Mode.SESSION
+    before = findings.descriptors()
     try:
         app = _prepare(boot)
     except BaseException as error:  # noqa: BLE001 - told to the node, which raises it; a module may even call exit()
         _answer(requests, {"error": _describe(error)})
         _end(1)
-    _answer(requests, {"ready": True})
-    _Zygote(requests, app).serve()
+    threads = findings.threads()
+    found = [*threads, *findings.opened_since(before)]
+    _answer(requests, {"ready": True, "mode": mode, "threads": bool(threads), "findings": found[:_FINDINGS]})
+    _Zygote(requests, app, mode).serve()
     _end(0)
 
 
 def _prepare(boot: dict[str, Any]) -> Any:
-    """Makes this process look like the node as far as imports can tell, and imports the application."""
+    """Makes this process look like the node as far as imports can tell, and imports the application.
+
+    A base zygote answers a function that imports it.
+    """
     os.environ.clear()
     # Threads of a numeric library would not survive the fork, and what they hold stays held.
     os.environ.update(boot["environ"] | dict.fromkeys(_NUMERIC_THREADS, "1"))
     sys.path[:] = boot["paths"]
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is the interpreter's own, on a pipe
-    app = _load(boot["target"], boot["main_path"])
+    if boot["base"]:
+        app = _import_later(boot)
+        for module in _BASE:
+            importlib.import_module(module)
+    else:
+        app = _load(boot["target"], boot["main_path"])
     for name in _NUMERIC_THREADS:
         os.environ.pop(name)
     os.environ.update({name: value for name, value in boot["environ"].items() if name in _NUMERIC_THREADS})
     return app
+
+
+def _import_later(boot: dict[str, Any]) -> Callable[[], Any]:
+    environ = dict(boot["environ"])
+
+    def load() -> Any:
+        """Imports the application in a worker, with the variables that it has in a zygote."""
+        layer = dict(os.environ)
+        os.environ.clear()
+        os.environ.update(environ)
+        try:
+            app = _load(boot["target"], boot["main_path"])
+        finally:
+            os.environ.clear()
+            os.environ.update(layer)
+        return app if hasattr(app, "worker_side") else app()
+
+    return load
 
 
 def _load(target: str, main_path: str | None) -> Any:
@@ -100,9 +136,11 @@ def _import_script(path: str) -> None:
 class _Zygote:
     """The loop that waits for requests and for children that end."""
 
-    def __init__(self, requests: socket.socket, app: Any) -> None:
+    def __init__(self, requests: socket.socket, app: Any, mode: Mode) -> None:
         self._requests = requests
         self._app = app
+        self._mode = mode
+        self._itself = os.pidfd_open(os.getpid())
         self._keepers: set[int] = set()
         # Helpers that imports started, such as multiprocessing's resource tracker, are none of a worker's leftovers.
         self._own = linux.children(os.getpid())
@@ -132,7 +170,7 @@ class _Zygote:
         request = json.loads(data)
         answer: dict[str, Any]
         try:
-            answer = {"keeper": self._fork(request["entry"], request["space"], descriptors)}
+            answer = {"keeper": self._fork(request, descriptors)}
         except Exception as error:  # noqa: BLE001 - told to the node, which raises it
             answer = {"error": _describe(error)}
         finally:
@@ -141,8 +179,8 @@ class _Zygote:
         _answer(self._requests, answer | {"id": request["id"]})
         return True
 
-    def _fork(self, entry: str, space: str, descriptors: list[int]) -> int:
-        module, _, attribute = entry.partition(":")
+    def _fork(self, request: dict[str, Any], descriptors: list[int]) -> int:
+        module, _, attribute = request["entry"].partition(":")
         work = getattr(importlib.import_module(module), attribute)
         gc.collect()
         gc.freeze()  # collections in the children then leave the shared pages of the imports alone
@@ -152,7 +190,10 @@ class _Zygote:
         pid = keeper.fork()
         if not pid:
             try:
-                self._keep(work, space, descriptors, zygote)
+                if self._mode is Mode.SESSION:
+                    self._keep(work, request, descriptors, zygote)
+                else:
+                    launcher.launch(lambda: self._keep(work, request, descriptors, None), self._mode, self._itself)
             except BaseException:  # noqa: BLE001 - there is nobody above: told on standard error, then the process ends
                 traceback.print_exc()
                 sys.stderr.flush()
@@ -161,19 +202,27 @@ class _Zygote:
         self._keepers.add(pid)
         return pid
 
-    def _keep(self, work: Callable[..., None], space: str, descriptors: list[int], zygote: int) -> NoReturn:
+    def _keep(
+        self, work: Callable[..., None], request: dict[str, Any], descriptors: list[int], zygote: int | None
+    ) -> NoReturn:
         self._requests.close()
         self._wakeup.close()
         channel, control, output = descriptors
-        keeper_end = socket.socket(fileno=control)
-        keeper.keep(keeper_end, lambda: self._work(work, space, channel, output), zygote, for_worker=(channel, output))
+        keeper.keep(
+            socket.socket(fileno=control),
+            lambda: self._work(work, request, channel, output),
+            parent=zygote,
+            for_worker=(channel, output),
+            until=request["until"],
+        )
 
-    def _work(self, work: Callable[..., None], space: str, channel: int, output: int) -> NoReturn:
+    def _work(self, work: Callable[..., None], request: dict[str, Any], channel: int, output: int) -> NoReturn:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
         for generator in self._randoms:
             generator.seed()
+        linux.drop_capabilities()
         status = 1
         try:
             work(socket.socket(fileno=channel), self._app)
@@ -181,7 +230,7 @@ class _Zygote:
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
         except BaseException:  # noqa: BLE001 - goes to the node's log; the exit status tells the rest
-            print(f"the worker of space {space!r} failed:", file=sys.stderr)  # noqa: T201 - its output is the log
+            print(f"the worker of space {request['space']!r} failed:", file=sys.stderr)  # noqa: T201 - its output is the log
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -189,14 +238,17 @@ class _Zygote:
             os._exit(status)
 
     def _bury(self) -> None:
-        """Reaps keepers. What is left of a keeper that was killed has become ours by now: it is killed too."""
+        """Reaps keepers. What is left of a keeper that was killed has become ours by now: it is killed too.
+
+        With namespaces nothing is ever left of one, and what comes here is a keeper whose launcher has ended.
+        """
         while True:
             ended = keeper.reap()
             self._keepers.difference_update(ended)
             self._own.difference_update(ended)
-            orphans = linux.children(os.getpid()) - self._keepers - self._own
-            for pid in orphans:
-                os.kill(pid, signal.SIGKILL)
+            if self._mode is Mode.SESSION:
+                for pid in linux.children(os.getpid()) - self._keepers - self._own:
+                    os.kill(pid, signal.SIGKILL)
             if not ended:
                 return
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from piecework.store.records import Run
 
 _log = logs.get_logger("piecework.user")
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class Timelines:
@@ -303,7 +303,7 @@ class RunLogger:
     def _write(self, level: str, message: str, fields: dict[str, Any]) -> None:
         fields = self._fields | fields
         redaction = PLAIN if self._book is None else self._book.redaction
-        _log.log(_LEVELS[level], redaction.text(str(message)), redaction.fields(fields))
+        _log.log(LEVELS[level], redaction.text(str(message)), redaction.fields(fields))
         if self._book is not None:
             self._book.write(level, str(message), fields, self._path)
 

@@ -139,6 +139,11 @@ class Controller:
         """The pid of its keeper; None before the fork."""
         return None if self._child is None else self._child.keeper_pid
 
+    @property
+    def keeper_state(self) -> str:
+        """What its keeper is doing: "running", "stopped" when somebody has stopped it, or "dead"; see `Child`."""
+        return "dead" if self._child is None else self._child.keeper_state
+
     async def start(self) -> None:
         """Starts the worker and returns when it takes runs; after an error nothing of it is left.
 
@@ -158,7 +163,8 @@ class Controller:
         try:
             await self._in_time(self._boot(), self._settings.space_boot_seconds, "its first word")
             self._state = State.STARTING
-            self._send(self._init)
+            with contextlib.suppress(ClosedError):  # how it died is what we hear next
+                self._send(self._init)
             await self._in_time(self._ready, self._settings.space_init_seconds, "ready")
         except BaseException:
             await self._shielded(self._abandon())
@@ -323,7 +329,7 @@ class Controller:
             case protocol.Hello():
                 self._greet(message)
             case protocol.Ready():
-                _open(self._ready)
+                self._in_turn(message, State.STARTING, self._ready)
             case protocol.Fatal():
                 self._cause = protocol.revive(message.error)
                 self._why = f"it failed with {message.error.get('message')}"
@@ -331,7 +337,12 @@ class Controller:
     def _greet(self, hello: protocol.Hello) -> None:
         if hello.version != protocol.VERSION:
             raise ProtocolError(f"the worker speaks version {hello.version} of the frames, the node {protocol.VERSION}")
-        _open(self._greeted)
+        self._in_turn(hello, State.BOOTING, self._greeted)
+
+    def _in_turn(self, message: protocol.Message, turn: State, gate: asyncio.Future[None]) -> None:
+        if self._state is not turn or (gate.done() and gate.exception() is None):
+            raise ProtocolError(f"a {type(message).__name__} came out of turn")
+        _open(gate)
 
     def _begun(self, begun: protocol.Begun) -> None:
         pending = self._runs.get(begun.run_id)
@@ -389,7 +400,10 @@ class Controller:
         above = self._zygote.alive  # its own zygote, not the one that may have taken its place by now
         if not above:
             how = f"{how}; the zygote above it had ended"
-        by_itself = above and not self._expected
+        lapsed = self._child is not None and self._child.lapsed
+        if lapsed:
+            how = f"{how}; the node had not renewed its lease in time"
+        by_itself = above and not self._expected and not lapsed
         error = WorkerDied(
             f"the worker of space {self._space!r} ended{f': {self._why}' if self._why else ''} ({how})",
             space=self._space,

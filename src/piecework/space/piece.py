@@ -10,6 +10,7 @@ import msgspec
 
 from piecework.errors import ProtocolError, ValidationError
 from piecework.process import accounting
+from piecework.process.protocol import complaint
 from piecework.run.outcome import Failed, Outcome, RetryAfter, Skipped, Success
 from piecework.space.timing import Timing
 from piecework.store import values
@@ -199,13 +200,14 @@ def unpack_outcome(packed: dict[str, Any]) -> Outcome:
     Raises:
         ProtocolError: It is no outcome.
     """
-    kind = _OUTCOMES.get(packed.get("name", ""))
+    name = packed.get("name")
+    kind = _OUTCOMES.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ProtocolError(f"{packed.get('name')!r:.80} is no outcome: there are {', '.join(_OUTCOMES)}")
+        raise ProtocolError(f"an outcome is none of those that there are: {', '.join(_OUTCOMES)}")
     try:
         return msgspec.convert({key: value for key, value in packed.items() if key != "name"}, kind)
     except msgspec.ValidationError as error:
-        raise ProtocolError(f"an outcome {kind.name!r} is not of its form: {error}") from error
+        raise ProtocolError(f"an outcome {kind.name!r} is not of its form: {complaint(error)}") from None
 
 
 def _loggable(fields: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.run.info import RunInfo, run_info
 from piecework.run.lifecycle import ENDED, Status
+from piecework.run.logger import LEVELS
 from piecework.run.outcome import Failed, RetryAfter, Skipped, Success
 from piecework.run.schedule import is_missed
 from piecework.space.coming import CRON, KIND
@@ -148,10 +149,10 @@ class PieceKind:
 
     def on_log(self, line: protocol.Log, space: str) -> None:
         """Takes a log line of a worker: into the process's log and the run's timeline."""
-        level = line.level if line.level in {"debug", "info", "warning", "error"} else "info"
+        level = line.level if line.level in LEVELS else "info"
         redaction = PLAIN if self._node is None else self._node.timelines.redaction
         fields = redaction.fields(line.fields) | {"space": space, "run_id": line.run_id}
-        getattr(_log, level)(redaction.text(line.message), **fields)
+        _log.log(LEVELS[level], redaction.text(line.message), fields)
         book = self._books.get(line.run_id or "")
         if book is not None:
             book.write(level, line.message, line.fields, "")

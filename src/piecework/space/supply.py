@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from piecework.config import Settings
     from piecework.process import protocol
     from piecework.process.address import Address
+    from piecework.process.lease import Lease
 
 _log = logs.get_logger("piecework.worker")
 
@@ -29,6 +30,7 @@ class WorkerSupply:
         address: Where the zygote imports the app from.
         settings: Deadlines of workers.
         make_init: What a space's worker is told first.
+        lease: When workers end without another word of the node.
         answer: Answers what a worker asks: op, args and its space.
         on_log: Takes each log line of a worker's user code, with its space.
     """
@@ -39,12 +41,14 @@ class WorkerSupply:
         settings: Settings,
         *,
         make_init: Callable[[str], protocol.Init],
+        lease: Lease,
         answer: Callable[[str, dict[str, Any], str], Awaitable[Any]],
         on_log: Callable[[protocol.Log, str], None],
     ) -> None:
         self._address = address
         self._settings = settings
         self._make_init = make_init
+        self._lease = lease
         self._answer = answer
         self._on_log = on_log
         self._lock = asyncio.Lock()
@@ -86,7 +90,13 @@ class WorkerSupply:
 
     def _make_zygote(self) -> Zygote:
         paths = [entry or str(Path.cwd()) for entry in sys.path]
-        return Zygote(self._address.target, paths=paths, main_path=self._address.main_path, on_output=_show_output)
+        return Zygote(
+            self._address.target,
+            paths=paths,
+            main_path=self._address.main_path,
+            lease=self._lease,
+            on_output=_show_output,
+        )
 
 
 def _show_output(line: str, space: str | None) -> None:

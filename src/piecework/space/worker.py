@@ -19,7 +19,16 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from piecework.bus.event import Event
-from piecework.errors import ClosedError, PieceworkError, StoppedError, ValidationError, clean_text, describe, trace_of
+from piecework.errors import (
+    ClosedError,
+    PieceworkError,
+    ProtocolError,
+    StoppedError,
+    ValidationError,
+    clean_text,
+    describe,
+    trace_of,
+)
 from piecework.process import accounting, environment, protocol
 from piecework.process.accounting import Account, AccountedLoop
 from piecework.process.protocol import Channel
@@ -115,6 +124,7 @@ class Worker:
         self._jobs: dict[str, _Job] = {}
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count(1)
+        self._ready = False
 
     async def serve(self) -> None:
         """Speaks with the node from hello to stop.
@@ -126,7 +136,7 @@ class Worker:
         self._init: asyncio.Future[protocol.Init | None] = loop.create_future()
         self._stopped: asyncio.Future[None] = loop.create_future()
         self._channel: Channel[protocol.ToWorker] = await Channel.open(
-            self._sock, protocol.ToWorker, self._received, self._closed
+            self._sock, protocol.ToWorker, self._received, self._closed, last_word=_fatal
         )
         self._channel.send(protocol.Hello(version=protocol.VERSION, pid=os.getpid()))
         try:
@@ -185,6 +195,7 @@ class Worker:
             gc.collect()
             gc.freeze()  # the collection at the end of each run then looks at what the run made
             async with asyncio.TaskGroup() as self._runs:
+                self._ready = True
                 self._channel.send(protocol.Ready())
                 await self._stopped
                 for job in self._jobs.values():
@@ -254,7 +265,7 @@ class Worker:
     def _received(self, message: protocol.ToWorker) -> None:
         match message:
             case protocol.Init():
-                self._init.set_result(message)
+                self._take_init(message)
             case protocol.Run():
                 self._begin(message)
             case protocol.Cancel():
@@ -264,7 +275,19 @@ class Worker:
             case protocol.Reply():
                 self._answered(message)
 
+    def _take_init(self, init: protocol.Init) -> None:
+        if self._init.done():
+            raise ProtocolError("an Init came twice, or after a Stop")
+        self._init.set_result(init)
+
     def _begin(self, run: protocol.Run) -> None:
+        if not self._ready:
+            raise ProtocolError("a Run came before this worker was ready")
+        under_way = self._jobs.get(run.run_id)
+        if under_way is not None:
+            if under_way.run.epoch < run.epoch:
+                raise ProtocolError("a Run came again under another owner while it was under way")
+            return  # the same once more, or a stale one: it is done once
         self._channel.send(protocol.Begun(run_id=run.run_id, epoch=run.epoch))
         deadline = asyncio.get_running_loop().time() + run.deadline_seconds
         job = self._jobs[run.run_id] = _Job(run, Account(run.run_id), deadline)
@@ -303,7 +326,7 @@ class Worker:
     async def _tell_fatal(self, error: Exception) -> None:
         traceback.print_exception(error)
         if not self._channel.closed:
-            self._channel.send(protocol.Fatal(error=describe(error) | {"trace": trace_of(error)}))
+            self._channel.send(_fatal(error))
 
 
 async def _call(function: Callable[[PieceContext], Any], piece: PieceContext) -> Any:
@@ -315,6 +338,10 @@ async def _call(function: Callable[[PieceContext], Any], piece: PieceContext) ->
     while inspect.isawaitable(returned):
         returned = await returned
     return returned
+
+
+def _fatal(error: Exception) -> protocol.Fatal:
+    return protocol.Fatal(error=describe(error) | {"trace": trace_of(error)})
 
 
 def _failed(error: BaseException) -> Failed:

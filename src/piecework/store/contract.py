@@ -132,8 +132,12 @@ class Heartbeat(Protocol):
         ...
 
 
+def nobody(_moment: float) -> None:
+    """Wants to hear of no heartbeat."""
+
+
 class Silence:
-    """The heartbeat of a store whose lock says it all."""
+    """A heartbeat that says nothing."""
 
     async def start(self) -> None:
         """Nothing has to be said."""
@@ -205,7 +209,12 @@ class Store(Protocol):
         ...
 
     def heartbeat(
-        self, beat: Callable[[], tuple[Verb, Any, Decide]], *, every_seconds: float, stall_seconds: float
+        self,
+        beat: Callable[[], tuple[Verb, Any, Decide]],
+        *,
+        every_seconds: float,
+        stall_seconds: float,
+        on_held: Callable[[float], None] = nobody,
     ) -> Heartbeat:
         """What renews a node's lease from a thread of its own, so that a briefly blocked loop loses nothing.
 
@@ -213,5 +222,7 @@ class Store(Protocol):
             beat: Makes the verb that says so, its item and decision; called in that thread.
             every_seconds: How often.
             stall_seconds: After how long without a turn of the opener's loop it says nothing any more.
+            on_held: Called in that thread each time it has been said durably, with the moment before it was begun, in
+                seconds of CLOCK_BOOTTIME.
         """
         ...

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from piecework.clock import SystemClock
 from piecework.errors import ClosedError
-from piecework.store.contract import Read
+from piecework.store.contract import Read, nobody
 from piecework.store.job import Job
 from piecework.store.postgres_beat import Heartbeat
 from piecework.store.postgres_commit import Batches, LostError, patiently
@@ -195,7 +195,12 @@ class PostgresStore:
         self._news.listen(hear)
 
     def heartbeat(
-        self, beat: Callable[[], tuple[Verb, Any, Decide]], *, every_seconds: float, stall_seconds: float
+        self,
+        beat: Callable[[], tuple[Verb, Any, Decide]],
+        *,
+        every_seconds: float,
+        stall_seconds: float,
+        on_held: Callable[[float], None] = nobody,
     ) -> Heartbeat:
         """What renews a node's lease from a thread and a connection of its own.
 
@@ -203,8 +208,9 @@ class PostgresStore:
             beat: Makes the verb that says so, its item and decision; called in that thread.
             every_seconds: How often.
             stall_seconds: After how long without a turn of this loop it says nothing any more.
+            on_held: Called in that thread after each renewal, with the moment before it began, of CLOCK_BOOTTIME.
         """
-        return Heartbeat(self, beat, every_seconds=every_seconds, stall_seconds=stall_seconds)
+        return Heartbeat(self, beat, every_seconds=every_seconds, stall_seconds=stall_seconds, on_held=on_held)
 
     def tell(self, topics: Iterable[str]) -> None:
         """Has topics told to the other processes soon. Belongs to the loop that opened the store."""

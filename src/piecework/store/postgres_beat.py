@@ -12,8 +12,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from piecework.clock import boottime
 from piecework.errors import ClosedError
-from piecework.store.contract import Failure
+from piecework.store.contract import Failure, nobody
 from piecework.store.postgres_commit import LostError, pause_seconds, transact
 from piecework.store.postgres_link import translate
 from piecework.store.postgres_pool import close
@@ -40,6 +41,8 @@ class Heartbeat:
         every_seconds: Between the beginnings of two renewals.
         stall_seconds: How long the loop may stand still before the thread stops renewing.
         on_stall: Called in the thread, once each time the loop stands still, with the seconds that it has.
+        on_held: Called in the thread after each renewal that went through, with the moment before it began, in seconds
+            of CLOCK_BOOTTIME.
         on_renewed: Called on the loop with the outcome of each renewal; a `Failure` where the decision was refused.
     """
 
@@ -51,6 +54,7 @@ class Heartbeat:
         every_seconds: float = 3,
         stall_seconds: float = 60,
         on_stall: Callable[[float], None] | None = None,
+        on_held: Callable[[float], None] = nobody,
         on_renewed: Callable[[Any], None] | None = None,
     ) -> None:
         self._store = store
@@ -58,6 +62,7 @@ class Heartbeat:
         self._every_seconds = every_seconds
         self._stall_seconds = stall_seconds
         self._on_stall = on_stall
+        self._on_held = on_held
         self._on_renewed = on_renewed
         self._thread: threading.Thread | None = None
         self._watched: asyncio.AbstractEventLoop | None = None
@@ -152,6 +157,7 @@ class Heartbeat:
     async def _renew(self, connection: asyncpg.Connection[Any] | None) -> tuple[asyncpg.Connection[Any] | None, bool]:
         """Renews once; answers the connection to go on with, and whether it went well."""
         link = self._store.link
+        began = boottime()
         try:
             async with asyncio.timeout(link.connect_seconds + link.lock_seconds):
                 if connection is None:
@@ -170,6 +176,8 @@ class Heartbeat:
             if connection is not None:
                 connection.terminate()
             raise
+        if not isinstance(outcome, Failure):
+            self._on_held(began)
         self._on_loop(self._pass_on, outcome, told)
         return connection, True
 

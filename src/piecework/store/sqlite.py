@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import ClosedError, StoreError, ValidationError
-from piecework.store.contract import Read, Silence
+from piecework.store.contract import Read, nobody
 from piecework.store.job import Job
+from piecework.store.lock_beat import LockHeartbeat
 from piecework.store.lockfile import LockFile
 from piecework.store.migrate import inspect_sqlite, migrate_sqlite
 from piecework.store.sqlite_crowd import Crowd
@@ -141,11 +142,16 @@ class SqliteStore:
             raise translate(error, self.path) from error
 
     def heartbeat(
-        self, beat: Callable[[], tuple[Verb, Any, Decide]], *, every_seconds: float, stall_seconds: float
-    ) -> Silence:
-        """Nothing: who has the lock has the lease."""
-        del beat, every_seconds, stall_seconds
-        return Silence()
+        self,
+        beat: Callable[[], tuple[Verb, Any, Decide]],
+        *,
+        every_seconds: float,
+        stall_seconds: float,
+        on_held: Callable[[float], None] = nobody,
+    ) -> LockHeartbeat:
+        """Nothing for the store, for who has the lock has the lease; `on_held` hears that the loop moves."""
+        del beat
+        return LockHeartbeat(every_seconds=every_seconds, stall_seconds=stall_seconds, on_held=on_held)
 
     def listen(self, hear: Callable[[frozenset[str]], None]) -> None:
         """Never calls `hear`: no other process has anything to tell."""

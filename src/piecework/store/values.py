@@ -59,6 +59,17 @@ def decode(data: bytes | None) -> Any:
     return None if data is None else _decoder.decode(data)
 
 
+def is_json(value: Any) -> bool:
+    """Tells whether `encode` would take a value, whose texts are UTF-8 already, whatever its size."""
+    if _is_plain(value, 0):
+        return True
+    try:
+        _check(value, "", 0)
+    except (ValidationError, RecursionError):
+        return False
+    return True
+
+
 def encode_mapping(value: Any, *, what: str, limit_bytes: int = 16_777_216) -> bytes:
     """Like `encode`, for a value that has to be a mapping.
 

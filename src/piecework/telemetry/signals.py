@@ -34,6 +34,7 @@ SPACE_STARTED: Final = "space.started"  # space pid
 SPACE_HIBERNATED: Final = "space.hibernated"  # space reason
 SPACE_DIED: Final = "space.died"  # space pid status
 ZYGOTE_STARTED: Final = "zygote.started"  # pid
+ZYGOTE_FINDINGS: Final = "zygote.findings"  # target findings: what its import left behind, and workers cannot share
 PIECE_ENDED: Final = "piece.ended"  # space piece_id run_id outcome error
 TIMELINE_GAP: Final = "timeline.gap"  # run_id lines lost error: lines that were not written; lost: all on this node
 MAIL_KEPT: Final = "mail.kept"  # run_id: in the outbox of this process, and nowhere else

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from piecework.store import check
-from piecework.store.contract import Failure, Silence
+from piecework.store.contract import Failure, Silence, nobody
 from piecework.store.items import (
     Aborted,
     Accepted,
@@ -128,10 +128,15 @@ class ConnectionStore:
         return await select(self._connection, Read(name, params, into))
 
     def heartbeat(
-        self, beat: Callable[[], tuple[Verb, Any, Decide]], *, every_seconds: float, stall_seconds: float
+        self,
+        beat: Callable[[], tuple[Verb, Any, Decide]],
+        *,
+        every_seconds: float,
+        stall_seconds: float,
+        on_held: Callable[[float], None] = nobody,
     ) -> Silence:
         """Nothing: a proof renews no lease by itself."""
-        del beat, every_seconds, stall_seconds
+        del beat, every_seconds, stall_seconds, on_held
         return Silence()
 
     def listen(self, hear: Callable[[frozenset[str]], None]) -> None:

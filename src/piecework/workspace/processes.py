@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from piecework.config import Settings
     from piecework.process.address import Address
     from piecework.process.child import Child
+    from piecework.process.lease import Lease
     from piecework.workspace.context import Host
     from piecework.workspace.opening import NewWorkspace
 
@@ -53,6 +54,7 @@ class ProcessCalls:
         settings: The grace between a cancel and the kill.
         make_init: What is in force here, for a space or none.
         address: Where another process imports the app from; the argument says what for.
+        lease: When calls end without another word of the node.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class ProcessCalls:
         *,
         make_init: Callable[[str | None], protocol.Init],
         address: Callable[[str], Address],
+        lease: Lease,
     ) -> None:
         self._host = host
         self._settings = settings
         self._make_init = make_init
         self._address = address
+        self._lease = lease
         self._lock = asyncio.Lock()
         self._zygote: Zygote | None = None
         self._stopped = False
@@ -122,7 +126,9 @@ class ProcessCalls:
                 await self._zygote.stop()
             address = self._address("runs functions in processes of their own")
             paths = [entry or str(Path.cwd()) for entry in sys.path]
-            self._zygote = Zygote(address.target, paths=paths, main_path=address.main_path, on_output=_show_output)
+            self._zygote = Zygote(
+                address.target, paths=paths, main_path=address.main_path, lease=self._lease, on_output=_show_output
+            )
             await self._zygote.start()
             return self._zygote
 

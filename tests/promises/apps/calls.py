@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from piecework import App
+from workers_seen import who
 
 app = App("calls", config={"site": "News"})
 
@@ -17,7 +18,7 @@ app = App("calls", config={"site": "News"})
 @app.service(scope="run")
 async def place(ctx):
     """Where it was made, and by its end a line in a file."""
-    yield os.getpid()
+    yield who()
     log = ctx.workspace.params.get("log")
     if log:
         Path(log).write_text("closed")
@@ -35,7 +36,7 @@ def nothing():
 async def tell(ws, place):
     """What the workspace over there is like."""
     return {
-        "pid": os.getpid(),
+        "process": who(),
         "place": place,
         "space": ws.space,
         "user": ws.user,
@@ -82,9 +83,9 @@ def leave():
 
 
 def hang(pids):
-    """Starts a program, writes down both pids, and never comes back."""
+    """Starts a program, writes down its pid, and never comes back."""
     program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    Path(f"{pids}.new").write_text(f"{os.getpid()} {program.pid}")
+    Path(f"{pids}.new").write_text(str(program.pid))
     Path(f"{pids}.new").rename(pids)
     while True:
         pass

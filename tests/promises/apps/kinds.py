@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from piecework import App, Failed, RetryAfter, Skipped, Success
+from workers_seen import who
 
 app = App("kinds", env={"LAYER": "app"}, config={"site": "News"})
 
@@ -27,7 +28,7 @@ async def plain(piece):
     piece.state["count"] = piece.state.get("count", 0) + 1
     piece.logger.info("looked", url=piece.config.get("url"))
     await piece.publish("told", {"piece_id": piece.piece_id, "pid": os.getpid()}, id=piece.config.get("event_id"))
-    return Success({"count": piece.state["count"], "space": piece.space, "pid": os.getpid()})
+    return Success({"count": piece.state["count"], "space": piece.space, "process": who()})
 
 
 @app.job("double")
@@ -114,7 +115,7 @@ def stubborn(piece):
     program = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(0, flush=True); signal.pause()"
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     child.stdout.readline()
-    Path(piece.config["pids"]).write_text(f"{os.getpid()} {child.pid}")
+    Path(piece.config["started"]).write_text(str(child.pid))
     while True:
         pass
 
@@ -130,7 +131,7 @@ async def dies(piece):
 def held(piece):
     """Calls up the test, says which process it is, and goes on when it is answered."""
     with socket.create_connection(("127.0.0.1", piece.config["port"])) as line:
-        line.sendall(f"{os.getpid()}\n".encode())
+        line.sendall(f"{who()}\n".encode())
         return Success({"answer": line.recv(100).decode()})
 
 

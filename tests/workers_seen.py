@@ -1,0 +1,34 @@
+"""What runs under this process's zygotes, as it numbers it: a worker's own getpid() is small and not unique."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from piecework.process import linux
+
+
+def under_zygotes():
+    """The keepers, workers, and what those have started; without zombies."""
+    zygotes = [pid for pid in linux.children(os.getpid()) if _is_zygote(pid)]
+    return {pid for zygote in zygotes for pid in linux.descendants(zygote) if runs(pid)}
+
+
+def runs(pid):
+    """Whether a process is there and no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def who():
+    """Names the calling process, wherever it runs."""
+    return f"{Path('/proc/self/ns/pid').stat().st_ino}:{os.getpid()}"
+
+
+def _is_zygote(pid):
+    try:
+        return b"piecework.process.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
