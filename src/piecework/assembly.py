@@ -30,6 +30,7 @@ from piecework.services.notifications import Notifications
 from piecework.space.manager import Spaces
 from piecework.space.overdue import Overdue
 from piecework.space.service import PieceKind, PieceService
+from piecework.space.standing import is_wanted
 from piecework.space.supply import WorkerSupply
 from piecework.space.waking import PieceEvents
 from piecework.store.sqlite import SqliteStore
@@ -139,8 +140,10 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
             lease=declared.lease,
             answer=lambda op, args, space: desk.answer_worker(op, args, space=space),
             on_log=lambda line, space: pieces.on_log(line, space),  # noqa: PLW0108 - made a few lines below
+            clock=clock,
         )
     spaces = Spaces(supply, settings, declared.app.clock)
+    spaces.is_wanted = partial(is_wanted, store)
     pieces = PieceKind(declared.definitions, spaces, settings)
     jobs = Jobs(
         {

@@ -54,6 +54,9 @@ class Settings:
         space_grace_seconds: Between a cancel and the kill.
         space_boot_seconds: From the request for a worker to its first word.
         space_init_seconds: From there until it is ready.
+        space_stall_seconds: After how long without a turn of its loop a worker is called blocked.
+        crash_loop_limit: How many workers of a space that end by themselves, or cannot start, break the space.
+        crash_loop_window_seconds: Within how long.
         mail_retry_seconds: Waits before a refused mail is tried again.
         redacted_names: More names of fields that never stand in log lines and timelines; password, token and their like
             are known.
@@ -88,6 +91,9 @@ class Settings:
     space_grace_seconds: float = 5
     space_boot_seconds: float = 30
     space_init_seconds: float = 60
+    space_stall_seconds: float = 10
+    crash_loop_limit: int = 5
+    crash_loop_window_seconds: float = 600
     mail_retry_seconds: tuple[float, ...] = (5, 30, 300, 1800)
     redacted_names: tuple[str, ...] = ()
     strict_timeline: bool = False

@@ -631,6 +631,49 @@ class RunPiece(Form, frozen=True):
         return await app.pieces.run_now(self.space, self.piece_id, wait=self.wait)
 
 
+class ListSpaces(Form, frozen=True):
+    """Lists spaces: `{items, next_cursor}`.
+
+    Attributes:
+        limit: At most so many; all of them when there is none.
+        cursor: Behind the space of this name.
+    """
+
+    op: ClassVar[str] = "spaces.list"
+    limit: Limit | None = None
+    cursor: str = ""
+
+    async def answer(self, app: OpenApp) -> Any:
+        """What a page cannot hold follows on the next."""
+        found = await app.pieces.spaces()
+        if self.limit is None:
+            return _page(found)
+        items, more = _as_many([record for record in found if record.space > self.cursor], self.limit)
+        return _page(items, next_cursor=items[-1]["space"] if more else None)
+
+
+class ShowSpace(Form, frozen=True):
+    """Tells a space: its SpaceRecord."""
+
+    op: ClassVar[str] = "spaces.show"
+    space: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """As it is now."""
+        return await app.pieces.space(self.space)
+
+
+class ResumeSpace(Form, frozen=True):
+    """Forgets that a space's workers have failed: its SpaceRecord."""
+
+    op: ClassVar[str] = "spaces.resume"
+    space: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """What was put off for it is due now."""
+        return await app.pieces.resume_space(self.space)
+
+
 class Notify(Form, frozen=True):
     """Keeps what somebody is to be told until their digest is due: nothing."""
 
@@ -699,6 +742,9 @@ _FORMS: dict[str, type[Form]] = {
         ShowPiece,
         PieceRuns,
         RunPiece,
+        ListSpaces,
+        ShowSpace,
+        ResumeSpace,
         Notify,
         Info,
     )

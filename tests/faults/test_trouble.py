@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 from piecework import App, RetryAfter, Service, Settings, Stage, Success, WaitFor, Workflow
 from piecework.errors import InvalidStateError, StoreError, ValidationError
 from piecework.process import inside, linux
-from piecework.space.manager import Gate
+from piecework.space.gate import Gate
 from piecework.store.items import Claim
 from piecework.store.records import Run, Wait
 from piecework.store.sqlite import SqliteStore, sqlite_path

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,8 @@ from piecework.store.sqlite import SqliteStore
 from piecework.telemetry import logs
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from piecework.app import App
 
 # Ten times shorter than Python's own: the store's thread gets its turn sooner under a busy loop. A setting of the
@@ -32,6 +35,7 @@ def serve(
     store: str | None = None,
     database: str | None = None,
     mail: str | None = None,
+    reload: bool = False,
     json_logs: bool = False,
     log_level: Literal["debug", "info", "warning", "error"] = "info",
 ) -> int:
@@ -44,6 +48,8 @@ def serve(
         database: The application's own data (sqlite:///FILE); default the app's own, else PIECEWORK_DATABASE.
         mail: Where mail goes (smtp://HOST:PORT?from=ADDRESS, console: or outbox:); default the app's own, else
             PIECEWORK_MAIL.
+        reload: For development: when a file of the app's own code changes, pieces run the new one from then on. The
+            node itself (workflows, jobs, what is declared) keeps the old one until it is started again.
         json_logs: One JSON object a log line.
         log_level: The least weight of log lines on standard error.
 
@@ -61,11 +67,11 @@ def serve(
     loaded = load_app(name)
     loaded.configure(store=store, database=database, mail=mail)
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
-    asyncio.run(_run(loaded))
+    asyncio.run(_run(loaded, reload=reload))
     return 0
 
 
-async def _run(app: App) -> None:
+async def _run(app: App, *, reload: bool) -> None:
     task = asyncio.current_task()
     assert task is not None
     stopping = _Stopping(task)
@@ -76,10 +82,22 @@ async def _run(app: App) -> None:
         async with app:
             stopping.opened = True
             _say_ready(app)
-            await stopping.event.wait()
+            async with _reloading(app) if reload else nullcontext():
+                await stopping.event.wait()
     except asyncio.CancelledError:
         if not stopping.event.is_set():
             raise
+
+
+@asynccontextmanager
+async def _reloading(app: App) -> AsyncIterator[None]:
+    """Has the workers' code replaced whenever it changes."""
+    task = asyncio.create_task(app.spaces.reload_on_change(), name="piecework-reload")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class _Stopping:

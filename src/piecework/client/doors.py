@@ -24,6 +24,7 @@ from piecework.run.info import RunInfo, RunProgress, TimelineEntry, WorkflowInfo
 from piecework.run.intake import Receipt
 from piecework.run.link_errors import revived_error
 from piecework.space.service import PieceRecord
+from piecework.space.standing import SpaceRecord
 from piecework.store.items import DispatchResult
 from piecework.store.values import encode_mapping
 from piecework.workflow.explain import ClauseAnswer, Explanation
@@ -508,6 +509,32 @@ class RemotePieces:
             if await self._link.ask("runs.wait", wanted) is not None:  # what it came to stands in the run itself
                 info = _of(RunInfo, await self._link.ask("runs.get", {"run_id": info.run_id}))
         return info
+
+    async def spaces(self) -> Sequence[SpaceRecord]:
+        """The spaces that have a piece, a worker, or failures that are not forgotten, by name.
+
+        Raises:
+            NoNodeError: There is no node.
+        """
+        return [_of(SpaceRecord, told) for told in await _pages(self._link, "spaces.list", {})]
+
+    async def space(self, space: str) -> SpaceRecord:
+        """One space.
+
+        Raises:
+            NotFoundError: It has no piece and no worker; the message suggests near names.
+            NoNodeError: There is no node.
+        """
+        return _of(SpaceRecord, await self._link.ask("spaces.show", {"space": space}))
+
+    async def resume_space(self, space: str) -> SpaceRecord:
+        """Forgets that a space's workers have failed, and makes the updates due now that were put off for it.
+
+        Raises:
+            NotFoundError: It has no piece and no worker; the message suggests near names.
+            NoNodeError: There is no node.
+        """
+        return _of(SpaceRecord, await self._link.ask("spaces.resume", {"space": space}))
 
 
 @dataclass(frozen=True, slots=True)

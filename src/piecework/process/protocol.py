@@ -124,6 +124,16 @@ class Cancel(Message, frozen=True):
     reason: str
 
 
+class Ping(Message, frozen=True):
+    """Asks whether the worker's loop turns; answered by a `Pong` with the same `id`."""
+
+    id: int
+
+
+class Drain(Message, frozen=True):
+    """No more runs come: close everything and exit when those under way are over."""
+
+
 class Stop(Message, frozen=True):
     """Cancel what is under way, close everything and exit; no more results."""
 
@@ -158,6 +168,12 @@ class Log(Message, frozen=True):
     message: str
     fields: dict[str, Any] = {}
     run_id: str | None = None
+
+
+class Pong(Message, frozen=True):
+    """The worker's loop turns: the `id` of the ping that it has read."""
+
+    id: int
 
 
 class Fatal(Message, frozen=True):
@@ -218,9 +234,9 @@ class Returned(Message, frozen=True):
     raised: bool = False
 
 
-ToWorker = Init | Run | Cancel | Stop | Reply
+ToWorker = Init | Run | Cancel | Ping | Drain | Stop | Reply
 """What a node sends to a worker."""
-ToNode = Hello | Ready | Begun | Result | Log | Ask | Fatal
+ToNode = Hello | Ready | Begun | Result | Log | Ask | Pong | Fatal
 """What a worker sends to its node."""
 
 ToCallee = Init | Call | Cancel | Reply

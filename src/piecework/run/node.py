@@ -503,7 +503,8 @@ class Node:
                 signals.emit(signals.RUN_LOST, level="warning", error=error.message)
             except StoppedError as error:
                 signals.emit(signals.RUN_INTERRUPTED, level="info", error=error.message)
-                await self._give_back(claimed, pause_seconds=_TROUBLE_PAUSE_SECONDS)
+                again_seconds: float = error.data.get("again_seconds", _TROUBLE_PAUSE_SECONDS)
+                await self._give_back(claimed, pause_seconds=again_seconds)
             except Exception as error:  # noqa: BLE001 - a fault of ours: shown, and the run is tried again
                 signals.emit(signals.NODE_TROUBLE, level="error", what=f"executing {run.kind}", error=describe(error))
                 await self._give_back(claimed, pause_seconds=_TROUBLE_PAUSE_SECONDS, counted=True)

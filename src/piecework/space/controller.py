@@ -1,22 +1,25 @@
 """The controller: the node's side of one space's worker - starts it, hands it runs, stops what will not stop.
 
-    NEW → BOOTING → STARTING → READY → STOPPING → DEAD        (DEAD from anywhere)
+    NEW → BOOTING → STARTING → READY (→ DRAINING) → STOPPING → DEAD        (DEAD from anywhere)
 
 A worker is dead when nothing under its keeper runs any more, and only then do its runs settle: no retry may overlap
 with what is left of the run before. `_expected` says whether its end is our own doing; such an end is nobody's
-failure, and no run is charged for it but the one it was for.
+failure, and no run is charged for it but the one it was for. A heartbeat tells whether the worker's loop turns: one
+that does not is shown, and ended only at the deadline of a run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import signal
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from piecework.bus.event import within_run
+from piecework.clock import SECOND, Clock, SystemClock
 from piecework.errors import (
     ClosedError,
     CrashedError,
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
     from piecework.process.child import Child
     from piecework.process.launch import Zygote
 
-T = TypeVar("T")
-
 
 class State(StrEnum):
     """Where a worker is in its life."""
@@ -50,8 +51,13 @@ class State(StrEnum):
     BOOTING = "booting"
     STARTING = "starting"
     READY = "ready"
+    DRAINING = "draining"
     STOPPING = "stopping"
     DEAD = "dead"
+
+
+_SERVING = frozenset({State.READY, State.DRAINING})
+_SERVED = _SERVING | {State.STOPPING}
 
 
 class WorkerDied(CrashedError):  # noqa: N818 - an event in the life of a space before it is an error
@@ -88,6 +94,8 @@ class Controller:
         settings: Deadlines of booting, starting and stopping.
         on_ask: Answers what the worker asks: op, args, and the run that asks, where there is one in flight.
         on_log: Takes each log line of user code.
+        on_over: Called once a worker that was ready has ended, with its death where it ended by itself.
+        clock: Says since when a worker is blocked.
     """
 
     def __init__(
@@ -98,6 +106,8 @@ class Controller:
         settings: Settings,
         on_ask: Callable[[str, dict[str, Any], str | None], Awaitable[Any]],
         on_log: Callable[[protocol.Log], None],
+        on_over: Callable[[WorkerDied | None], None] | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._zygote = zygote
         self._space = space
@@ -105,6 +115,8 @@ class Controller:
         self._settings = settings
         self._on_ask = on_ask
         self._on_log = on_log
+        self._on_over = on_over
+        self._clock = SystemClock() if clock is None else clock
         self._state = State.NEW
         self._expected = False
         self._why = ""
@@ -113,6 +125,12 @@ class Controller:
         self._channel: Channel[protocol.ToNode] | None = None
         self._runs: dict[str, _Pending] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._free = asyncio.Event()
+        self._free.set()
+        self._pings = itertools.count(1)
+        self._unanswered: tuple[int, float] | None = None
+        self._next_beat: asyncio.TimerHandle | None = None
+        self._blocked_at: int | None = None
 
     @property
     def state(self) -> State:
@@ -123,6 +141,11 @@ class Controller:
     def alive(self) -> bool:
         """True while it takes runs."""
         return self._state is State.READY
+
+    @property
+    def blocked_at(self) -> int | None:
+        """Since when its loop has not turned, in microseconds since the epoch; None while it turns."""
+        return self._blocked_at
 
     @property
     def in_flight(self) -> int:
@@ -159,6 +182,7 @@ class Controller:
         self._over = asyncio.Event()
         self._greeted: asyncio.Future[None] = loop.create_future()
         self._ready: asyncio.Future[None] = loop.create_future()
+        self._halted: asyncio.Future[None] = loop.create_future()
         self._state = State.BOOTING
         try:
             await self._in_time(self._boot(), self._settings.space_boot_seconds, "its first word")
@@ -172,6 +196,7 @@ class Controller:
         finally:
             self._over.set()
         self._state = State.READY
+        self._beat_later()
         signals.emit(signals.SPACE_STARTED, space=self._space, pid=self.pid)
 
     async def run(self, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
@@ -195,6 +220,7 @@ class Controller:
         pending = _Pending(run, asyncio.get_running_loop().create_future())
         self._send(run)
         self._runs[run.run_id] = pending
+        self._free.clear()
         try:
             done, _ = await asyncio.wait({pending.result}, timeout=timeout_seconds)
             if done:
@@ -206,6 +232,8 @@ class Controller:
             raise
         finally:
             del self._runs[run.run_id]
+            if not self._runs:
+                self._free.set()
             if pending.result.done() and not pending.result.cancelled():
                 pending.result.exception()  # the verdict above stands; this one has been looked at
 
@@ -217,12 +245,27 @@ class Controller:
         if self._state is State.NEW:
             self._state = State.DEAD
         elif self._state in {State.BOOTING, State.STARTING}:
-            for waiting in (self._greeted, self._ready):
-                _break(waiting, StoppedError(f"the worker of space {self._space!r} was stopped while it started"))
+            _open(self._halted)
             await self._over.wait()
         elif self._state is not State.DEAD:
             await self._shielded(self._end("it was stopped", politely=True))
         await self._finished()
+        return await self.dead()
+
+    async def drain(self) -> int | None:
+        """Takes no more runs, lets those under way come to their end, and ends; its exit status.
+
+        A crash meanwhile is what it always is.
+        """
+        if self._state in {State.BOOTING, State.STARTING}:
+            await self._over.wait()
+        if self._state is State.READY:
+            self._state = State.DRAINING
+            with contextlib.suppress(ClosedError):
+                self._send(protocol.Drain())
+            await self._free.wait()
+        if self._state is State.DRAINING:
+            await self._shielded(self._end("it was drained", politely=True))
         return await self.dead()
 
     async def dead(self) -> int | None:
@@ -235,16 +278,27 @@ class Controller:
         self._channel = await Channel.open(self._child.channel_socket, protocol.ToNode, self._received, self._closed)
         await self._greeted
 
-    async def _in_time(self, step: Awaitable[T], seconds: float, what: str) -> T:
+    async def _in_time(self, step: Awaitable[None], seconds: float, what: str) -> None:
+        """Sees a step of the start through, unless it takes too long or `stop` is called meanwhile."""
+        work = asyncio.ensure_future(step)
         try:
-            async with asyncio.timeout(seconds):
-                return await step
-        except TimeoutError as error:
-            raise TimeoutExceededError(
-                f"the worker of space {self._space!r} was not {what} within {seconds:g} s: look at what the app does "
-                "when it opens, or raise the setting",
-                space=self._space,
-            ) from error
+            await asyncio.wait({work, self._halted}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+                return
+        finally:
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+            if not work.cancelled():
+                work.exception()  # the verdict stands; this one has been looked at
+        if self._halted.done():
+            raise StoppedError(f"the worker of space {self._space!r} was stopped while it started", space=self._space)
+        raise TimeoutExceededError(
+            f"the worker of space {self._space!r} was not {what} within {seconds:g} s: look at what the app does "
+            "when it opens, or raise the setting",
+            space=self._space,
+        )
 
     async def _abandon(self) -> None:
         self._expected = True
@@ -277,6 +331,34 @@ class Controller:
         if not await self._dead_within_grace():
             self._child.kill()
             await self._child.dead()
+
+    def _beat_later(self) -> None:
+        # On the loop's own time, as the deadlines are: what comes in is read before a timer is looked at, so that a
+        # node whose own loop stood still blames nobody.
+        self._next_beat = asyncio.get_running_loop().call_later(self._settings.heartbeat_seconds, self._beat)
+
+    def _beat(self) -> None:
+        if self._state not in _SERVING or self._channel is None or self._channel.closed:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._unanswered is None:
+            self._unanswered = next(self._pings), now
+            self._send(protocol.Ping(id=self._unanswered[0]))
+        elif self._blocked_at is None and now - self._unanswered[1] >= self._settings.space_stall_seconds:
+            self._blocked_at = self._clock.now() - round((now - self._unanswered[1]) * SECOND)
+            signals.emit(
+                signals.SPACE_BLOCKED, level="warning", space=self._space, pid=self.pid, runs=",".join(self._runs)
+            )
+        self._beat_later()
+
+    def _turns(self, pong: protocol.Pong) -> None:
+        if self._unanswered is None or self._unanswered[0] != pong.id:
+            return
+        self._unanswered = None
+        if self._blocked_at is not None:
+            seconds = (self._clock.now() - self._blocked_at) / SECOND
+            self._blocked_at = None
+            signals.emit(signals.SPACE_UNBLOCKED, space=self._space, pid=self.pid, after_seconds=round(seconds, 1))
 
     async def _see_off(self) -> None:
         # A worker that has hung up is mostly ending already, and its exit status is worth waiting for.
@@ -330,6 +412,8 @@ class Controller:
                 self._greet(message)
             case protocol.Ready():
                 self._in_turn(message, State.STARTING, self._ready)
+            case protocol.Pong():
+                self._turns(message)
             case protocol.Fatal():
                 self._cause = protocol.revive(message.error)
                 self._why = f"it failed with {message.error.get('message')}"
@@ -385,15 +469,23 @@ class Controller:
     def _died(self, status: int | None) -> None:
         if self._channel is not None:
             self._channel.close()
+        if self._next_beat is not None:
+            self._next_beat.cancel()
+        self._blocked_at = None
+        left = [pending for pending in self._runs.values() if not pending.result.done()]
+        if self._state is State.DRAINING and not left:
+            self._expected = True
         if not self._expected:
             signals.emit(signals.SPACE_DIED, level="warning", space=self._space, pid=self.pid, status=status)
-        self._state = State.DEAD
-        alone = len(self._runs) == 1
-        for pending in self._runs.values():
-            if not pending.result.done():
-                pending.result.set_exception(self._death(status, to_blame=alone and pending.begun))
+        served, self._state = self._state in _SERVED, State.DEAD
+        to_blame = len(self._runs) == 1 and any(pending.begun for pending in left)
+        for pending in left:
+            pending.result.set_exception(self._death(status, to_blame=to_blame))
         for waiting in (self._greeted, self._ready):
             _break(waiting, self._death(status, to_blame=False))
+        if served and self._on_over is not None:
+            death = self._death(status, to_blame=to_blame)
+            self._on_over(death if death.charged or death.suspect else None)
 
     def _death(self, status: int | None, *, to_blame: bool) -> WorkerDied:
         how = _how(status)
@@ -415,7 +507,7 @@ class Controller:
         return error
 
     def _timed_out(self, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
-        how = "it was cancelled" if self.alive else "it did not stop when cancelled, its worker was ended"
+        how = "it was cancelled" if self._state in _SERVING else "it did not stop when cancelled, its worker was ended"
         failed = Failed(
             f"the update took longer than {timeout_seconds:g} s: {how}. Raise timeout_seconds, or do less at once",
             code=TimeoutExceededError.code,

@@ -1,6 +1,7 @@
 """Which spaces have a worker: started when a run needs one, kept while it has runs, let go when it has long been idle.
 
-A worker serves one space. At most `space_workers_limit` live at once: the least recently used idle one makes room.
+At most `space_workers_limit` live at once: the least recently used idle one makes room. A space whose last piece is
+gone or paused keeps none. After `stop` none is ever started.
 """
 
 from __future__ import annotations
@@ -9,138 +10,16 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from piecework.errors import ClosedError, CrashedError, StoppedError
-from piecework.space.controller import WorkerDied
-from piecework.telemetry import signals
+from piecework.errors import StoppedError
+from piecework.space.tenant import SpaceManager
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from piecework.clock import Clock
     from piecework.config import Settings
     from piecework.process import protocol
-    from piecework.space.controller import Controller
     from piecework.space.supply import WorkerSupply
-
-
-class Gate:
-    """Lets several pass together, or one alone; who wants to be alone goes first."""
-
-    def __init__(self) -> None:
-        self._inside = 0
-        self._wanting_alone = 0
-        self._alone = False
-        self._changed = asyncio.Condition()
-
-    @asynccontextmanager
-    async def passing(self, *, alone: bool) -> AsyncIterator[None]:
-        """Waits for its turn and passes; `alone` means with nobody else inside."""
-        async with self._changed:
-            self._wanting_alone += alone
-            try:
-                await self._changed.wait_for(self._free_for_one if alone else self._free_for_several)
-            finally:
-                self._wanting_alone -= alone
-                self._changed.notify_all()  # who gave up waiting may have stood in others' way
-            self._inside += 1
-            self._alone = alone
-        try:
-            yield
-        finally:
-            # Not under the condition's lock: leaving must not wait, also when cancelled; nothing else runs in between.
-            self._inside -= 1
-            self._alone = False
-            await asyncio.shield(self._tell())
-
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    def _free_for_one(self) -> bool:
-        return self._inside == 0
-
-    def _free_for_several(self) -> bool:
-        return not self._alone and not self._wanting_alone
-
-
-class SpaceManager:
-    """One space: its worker while it has one, and how many updates may be under way in it."""
-
-    def __init__(
-        self,
-        space: str,
-        supply: WorkerSupply,
-        settings: Settings,
-    ) -> None:
-        self.space = space
-        self.controller: Controller | None = None
-        self.users = 0
-        self.idle_since = 0.0
-        self.restarts = -1
-        self._supply = supply
-        self._places = asyncio.Semaphore(settings.space_concurrency)
-        self._starting = asyncio.Lock()
-        self._gate = Gate()
-
-    @property
-    def occupied(self) -> bool:
-        """Whether it has a worker, or is about to."""
-        return self.users > 0 or self.controller is not None
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is a worker and nobody uses it."""
-        return self.users == 0 and self.controller is not None
-
-    async def run(self, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
-        """Carries out one update in the space's worker; starts the worker when there is none.
-
-        When the worker dies under several updates, each of them runs again, alone and uncharged: the one that does it
-        again is charged, its neighbours are not.
-        """
-        try:
-            return await self._run(run, timeout_seconds, alone=False)
-        except WorkerDied as death:
-            if not death.suspect:
-                raise
-        return await self._run(run, timeout_seconds, alone=True)
-
-    async def _run(self, run: protocol.Run, timeout_seconds: float, *, alone: bool) -> protocol.Result:
-        async with self._places, self._gate.passing(alone=alone):
-            controller = await self._ready()
-            try:
-                return await controller.run(run, timeout_seconds)
-            except ClosedError as error:  # it had died before it was handed the run
-                await controller.dead()
-                raise StoppedError(f"the worker of space {self.space!r} had ended", space=self.space) from error
-
-    async def hibernate(self, reason: str, *, even_if_used: bool = False) -> None:
-        """Ends the worker, unless somebody began to use it meanwhile; the next run starts another."""
-        async with self._starting:
-            if self.users and not even_if_used:
-                return
-            controller, self.controller = self.controller, None
-            if controller is not None:
-                await controller.stop()
-                signals.emit(signals.SPACE_HIBERNATED, level="debug", space=self.space, reason=reason)
-
-    async def _ready(self) -> Controller:
-        async with self._starting:
-            if self.controller is not None and self.controller.alive:
-                return self.controller
-            if self.controller is not None:
-                await self.controller.stop()
-                self.controller = None
-            controller = await self._supply.controller(self.space)
-            try:
-                await controller.start()
-            except WorkerDied as death:
-                if not death.suspect:  # it was stopped, or its zygote had ended: nobody's failure
-                    raise
-                raise CrashedError(f"no worker could be started: {death.message}", space=self.space) from death
-            self.controller = controller
-            self.restarts += 1
-            return controller
 
 
 class Spaces:
@@ -150,15 +29,22 @@ class Spaces:
         supply: Where workers come from; None in an app without pieces.
         settings: Limits and times.
         clock: Tells how long a worker has been idle.
+
+    Attributes:
+        is_wanted: Answers whether a space has a piece that is to be updated.
+        on_change: Called with a space whose standing may have changed.
     """
 
     def __init__(self, supply: WorkerSupply | None, settings: Settings, clock: Clock) -> None:
+        self.is_wanted: Callable[[str], Awaitable[bool]] = _always
+        self.on_change: Callable[[SpaceManager], None] = _nobody
         self._supply = supply
         self._settings = settings
         self._clock = clock
         self._managers: dict[str, SpaceManager] = {}
         self._changed = asyncio.Event()
-        self._room = asyncio.Condition()
+        self._doubted = asyncio.Event()
+        self._room = asyncio.Event()
         self._janitor: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -166,12 +52,18 @@ class Spaces:
         """The spaces that were used so far."""
         return list(self._managers.values())
 
+    def manager(self, space: str) -> SpaceManager | None:
+        """What is known here of a space; None where it was not used so far."""
+        return self._managers.get(space)
+
     async def begin(self) -> None:
-        """Gets ready to start workers, and begins to let idle ones go.
+        """Gets ready to start workers, and begins to let idle ones go; a second call does nothing.
 
         Raises:
             AppImportError: The app cannot be imported in another process.
         """
+        if self._janitor is not None or self._stopped:
+            return
         if self._supply is not None:
             await self._supply.start()
         self._janitor = asyncio.create_task(self._let_idle_ones_go(), name="piecework-spaces")
@@ -180,23 +72,56 @@ class Spaces:
         """Carries out one update in a space's worker.
 
         Raises:
-            StoppedError: The node is stopping.
+            StoppedError: The node is stopping; or the space gets no worker for so many `again_seconds`.
             WorkerDied: The worker ended under the run.
-            PieceworkError: The worker could not be started; the message says why.
         """
-        async with self._using(space) as manager:
+        async with self._using(space, run.run_id) as manager:
             return await manager.run(run, timeout_seconds)
 
+    def probe(self, space: str) -> None:
+        """Lets the next run of a space try for a worker at once, also if its workers have failed."""
+        if (manager := self._managers.get(space)) is not None:
+            manager.probe()
+
+    def doubt(self, space: str) -> None:
+        """Says that a space may have no piece any more that is to be updated: then its worker goes at once."""
+        if (manager := self._managers.get(space)) is not None:
+            manager.doubted = True
+            self._changed.set()
+            self._doubted.set()
+
+    async def reload(self) -> None:
+        """Has new workers made of the code as it is now; those at work finish what they have, and take nothing new.
+
+        Raises:
+            AppImportError: The app cannot be imported as it is now: all stays as it was.
+        """
+        if self._supply is not None and not self._stopped:
+            await self._supply.reload()
+
+    async def reload_on_change(self, every_seconds: float = 1.0) -> None:
+        """Calls `reload` whenever a file of the app's own code has changed, until it is cancelled.
+
+        Args:
+            every_seconds: How often the files are looked at.
+        """
+        if self._supply is not None:
+            await self._supply.reload_on_change(every_seconds)
+
     async def stop(self) -> None:
-        """Ends every worker and returns when nothing of them runs."""
+        """Ends every worker and returns when nothing of them runs; what failed in between is raised at the end.
+
+        Raises:
+            ExceptionGroup: Workers could not be ended in order.
+        """
         self._stopped = True
+        self._tell_room()
         if self._janitor is not None:
             self._janitor.cancel()
             await asyncio.gather(self._janitor, return_exceptions=True)
-        results = await asyncio.gather(
-            *(manager.hibernate("the node stops", even_if_used=True) for manager in self.managers()),
-            return_exceptions=True,
-        )
+        results = await asyncio.gather(*(manager.stop() for manager in self.managers()), return_exceptions=True)
+        if self._supply is not None:
+            await self._supply.stop_drained()
         failures = [result for result in results if isinstance(result, Exception)]
         if failures:
             raise ExceptionGroup("workers could not be stopped", failures)
@@ -207,51 +132,97 @@ class Spaces:
             await self._supply.stop()
 
     @asynccontextmanager
-    async def _using(self, space: str) -> AsyncIterator[SpaceManager]:
-        if self._stopped:
-            raise StoppedError(f"the node is stopping: space {space!r} takes no more runs", space=space)
+    async def _using(self, space: str, run_id: str) -> AsyncIterator[SpaceManager]:
+        self._still_open(space)
         assert self._supply is not None, "an app without pieces has no runs of them"
         manager = self._managers.get(space)
         if manager is None:
-            manager = self._managers[space] = SpaceManager(space, self._supply, self._settings)
-        await self._take_place(manager)
+            made: list[SpaceManager] = []
+            manager = SpaceManager(
+                space, self._supply, self._settings, self._clock, on_change=lambda: self._has_changed(made[0])
+            )
+            made.append(manager)
+            self._managers[space] = manager
+        manager.callers += 1
         try:
-            yield manager
+            manager.admit(run_id)
+            await self._take_place(manager)
+            try:
+                yield manager
+            finally:
+                manager.users -= 1
+                manager.idle_since = self._clock.monotonic()
         finally:
-            manager.users -= 1
-            manager.idle_since = self._clock.monotonic()
-            self._changed.set()
-            async with self._room:
-                self._room.notify_all()
+            manager.callers -= 1
+            self._has_changed(manager)
 
     async def _take_place(self, manager: SpaceManager) -> None:
-        """Waits until the space has a worker, or may start one: the least recently used idle one makes room.
-
-        A worker is ended outside of the lock, so that other spaces come and go meanwhile.
-        """
+        """Waits until the space has a worker, or may start one: the least recently used idle one makes room."""
         while True:
-            async with self._room:
-                others = [m for m in self._managers.values() if m is not manager and m.occupied]
-                if manager.occupied or len(others) < self._settings.space_workers_limit:
-                    manager.users += 1
-                    return
-                idle = [other for other in others if other.idle]
-                if not idle:
-                    await self._room.wait()
-                    continue
-            await min(idle, key=lambda m: m.idle_since).hibernate("its place was wanted")
+            self._still_open(manager.space)
+            room = self._room
+            others = [m for m in self._managers.values() if m is not manager and m.occupied]
+            if manager.occupied or len(others) < self._settings.space_workers_limit:
+                manager.users += 1
+                return
+            idle = [other for other in others if other.idle]
+            if idle:
+                await min(idle, key=lambda m: m.idle_since).hibernate("its place was wanted")
+            else:
+                await room.wait()
+
+    def _still_open(self, space: str) -> None:
+        if self._stopped:
+            raise StoppedError(f"the node is stopping: space {space!r} takes no more runs", space=space)
+
+    def _has_changed(self, manager: SpaceManager) -> None:
+        if manager.forgettable and self._managers.get(manager.space) is manager:
+            del self._managers[manager.space]
+        if manager.doubted and not manager.users:
+            self._doubted.set()
+        self._changed.set()
+        self._tell_room()
+        self.on_change(manager)
+
+    def _tell_room(self) -> None:
+        room, self._room = self._room, asyncio.Event()
+        room.set()
 
     async def _let_idle_ones_go(self) -> None:
         limit = self._settings.space_idle_seconds
         while True:
             self._changed.clear()
+            self._doubted.clear()
+            for manager in [manager for manager in self.managers() if manager.doubted and not manager.users]:
+                manager.doubted = False
+                if manager.idle and not await self.is_wanted(manager.space):
+                    await manager.hibernate("it has no piece that is to be updated")
             now = self._clock.monotonic()
-            idle = [manager for manager in self.managers() if manager.idle]
-            for manager in idle:
+            for manager in [manager for manager in self.managers() if manager.idle]:
                 if now - manager.idle_since >= limit and manager.idle:
                     await manager.hibernate("idle")
             left = [limit - (now - manager.idle_since) for manager in self.managers() if manager.idle]
-            if not left:
+            if left:
+                await self._doubted_within(max(0.05, min(left)))
+            else:
                 await self._changed.wait()
-                continue
-            await self._clock.sleep(max(0.05, min(left)))
+
+    async def _doubted_within(self, seconds: float) -> None:
+        """Waits that long, or until somebody doubts that a space is wanted."""
+        doubted = asyncio.ensure_future(self._doubted.wait())
+        slept = asyncio.ensure_future(self._clock.sleep(seconds))
+        try:
+            await asyncio.wait({doubted, slept}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (doubted, slept):
+                task.cancel()
+            await asyncio.gather(doubted, slept, return_exceptions=True)
+
+
+async def _always(_space: str) -> bool:
+    """Where nobody looks, every space is for something."""
+    return True
+
+
+def _nobody(_manager: SpaceManager) -> None:
+    """Nobody keeps the standing of spaces."""

@@ -23,6 +23,7 @@ from piecework.space.coming import CRON, KIND
 from piecework.space.controller import WorkerDied
 from piecework.space.folds import decide_finish_piece, decide_register_piece, decide_run_piece
 from piecework.space.piece import unpack_outcome
+from piecework.space.standing import SpaceDoor
 from piecework.space.timing import OFFER, Timing, offered, own_timing
 from piecework.store.items import FinishPiece, PieceAsked, PieceFinished, Registered, RegisterPiece, RunPiece
 from piecework.store.records import NodeRow, Piece, Run, RunValue
@@ -253,9 +254,11 @@ class PieceKind:
             signals.emit(signals.PIECE_ENDED, outcome=outcome.name, reason=reason or None)
         self._node.news.announce(run.run_id, finished.status)
         self._node.wake()
+        if finished.next_run_at is None:
+            self._spaces.doubt(run.space)
 
 
-class PieceService:
+class PieceService(SpaceDoor):
     """The door to pieces: register them, have them run, look at them.
 
     Args:
@@ -337,6 +340,7 @@ class PieceService:
         outcome: Registered = await self._store.run(
             register_piece, item, decide_register_piece, self._clock.now(), self._wake
         )
+        self._spaces.probe(space)
         return outcome.added
 
     async def _timings(self, integration: str | None = None) -> dict[str, Timing]:
@@ -411,6 +415,7 @@ class PieceService:
         )
         run_id = asked.run_id
         news = self._node.news.expect(run_id)
+        self._spaces.probe(space)
         try:
             info = await self._info(run_id)
             while wait and info.ended_at is None:

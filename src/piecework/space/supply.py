@@ -1,4 +1,8 @@
-"""Where workers come from: the zygote, started again when it has ended, and a controller for each worker."""
+"""Where workers come from: the zygote, started again when it has ended, and a controller for each worker.
+
+When the code has changed another zygote takes over. The workers of the old one finish what they have; it goes when the
+last of them is gone.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,24 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
 
+from piecework.clock import SystemClock
+from piecework.errors import PieceworkError
 from piecework.process.launch import Zygote
 from piecework.space.controller import Controller
+from piecework.space.watching import CodeWatch
 from piecework.telemetry import logs, signals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from piecework.clock import Clock
     from piecework.config import Settings
     from piecework.process import protocol
     from piecework.process.address import Address
     from piecework.process.lease import Lease
+    from piecework.space.controller import WorkerDied
 
 _log = logs.get_logger("piecework.worker")
 
@@ -33,6 +43,7 @@ class WorkerSupply:
         lease: When workers end without another word of the node.
         answer: Answers what a worker asks: op, args and its space.
         on_log: Takes each log line of a worker's user code, with its space.
+        clock: Says since when a worker is blocked.
     """
 
     def __init__(
@@ -44,6 +55,7 @@ class WorkerSupply:
         lease: Lease,
         answer: Callable[[str, dict[str, Any], str], Awaitable[Any]],
         on_log: Callable[[protocol.Log, str], None],
+        clock: Clock | None = None,
     ) -> None:
         self._address = address
         self._settings = settings
@@ -51,8 +63,11 @@ class WorkerSupply:
         self._lease = lease
         self._answer = answer
         self._on_log = on_log
+        self._clock = SystemClock() if clock is None else clock
         self._lock = asyncio.Lock()
         self._zygote = self._make_zygote()
+        self._made: WeakKeyDictionary[Zygote, WeakSet[Controller]] = WeakKeyDictionary()
+        self._leaving: dict[Zygote, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Starts the zygote, which imports the app.
@@ -63,12 +78,21 @@ class WorkerSupply:
         await self._zygote.start()
 
     async def stop(self) -> None:
-        """Ends the zygote and what is left of its workers."""
+        """Ends the zygotes and what is left of their workers."""
         async with self._lock:
+            await self.stop_drained()
             await self._zygote.stop()
 
-    async def controller(self, space: str) -> Controller:
-        """Makes the controller of a space's next worker; starts another zygote when the last one has ended."""
+    async def controller(self, space: str, *, on_over: Callable[[WorkerDied | None], None]) -> Controller:
+        """Makes the controller of a space's next worker; starts another zygote when the last one has ended.
+
+        Args:
+            space: The tenant.
+            on_over: See `Controller`.
+
+        Raises:
+            AppImportError: Another zygote was needed, and cannot import the app.
+        """
         async with self._lock:
             if not self._zygote.alive:
                 signals.emit(signals.NODE_TROUBLE, level="error", what="the zygote has ended; another one starts")
@@ -76,14 +100,63 @@ class WorkerSupply:
                 another = self._make_zygote()
                 await another.start()
                 self._zygote = another
-        return Controller(
+        controller = Controller(
             self._zygote,
             space,
             self._make_init(space),
             self._settings,
             on_ask=lambda op, args, _run_id: self._answer(op, args, space),
             on_log=partial(self._logged, space),
+            on_over=on_over,
+            clock=self._clock,
         )
+        self._made.setdefault(self._zygote, WeakSet()).add(controller)
+        return controller
+
+    async def reload(self) -> None:
+        """Has another zygote import the app as it is now; workers of the old one finish what they have.
+
+        Raises:
+            AppImportError: The app cannot be imported as it is now: the old zygote stays.
+        """
+        async with self._lock:
+            another = self._make_zygote()
+            await another.start()
+            old, self._zygote = self._zygote, another
+            self._leaving[old] = asyncio.create_task(self._see_out(old), name="piecework-old-zygote")
+        signals.emit(signals.ZYGOTE_REPLACED, pid=self._zygote.pid)
+
+    async def reload_on_change(self, every_seconds: float) -> None:
+        """Calls `reload` whenever a file of the app's own code has changed; a file that cannot be imported is told.
+
+        Args:
+            every_seconds: How often the files are looked at.
+        """
+        watch = await asyncio.to_thread(CodeWatch)
+        while True:
+            await asyncio.sleep(every_seconds)
+            changed = await asyncio.to_thread(watch.changed)
+            if not changed:
+                continue
+            try:
+                await self.reload()
+            except PieceworkError as error:
+                what = f"reading {', '.join(sorted(changed))} again; the code from before stays"
+                signals.emit(signals.NODE_TROUBLE, level="error", what=what, error=error.message)
+
+    async def stop_drained(self) -> None:
+        """Ends the workers that only finish what they have, and the zygotes that they came from."""
+        leaving = dict(self._leaving)
+        controllers = [controller for zygote in leaving for controller in self._made.get(zygote, ())]
+        await asyncio.gather(*(controller.stop() for controller in controllers), return_exceptions=True)
+        await asyncio.gather(*leaving.values(), return_exceptions=True)
+
+    async def _see_out(self, old: Zygote) -> None:
+        try:
+            await asyncio.gather(*(controller.drain() for controller in self._made.get(old, ())))
+        finally:
+            await old.stop()
+            del self._leaving[old]
 
     def _logged(self, space: str, line: protocol.Log) -> None:
         self._on_log(line, space)

@@ -125,6 +125,7 @@ class Worker:
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count(1)
         self._ready = False
+        self._drains = False
 
     async def serve(self) -> None:
         """Speaks with the node from hello to stop.
@@ -270,6 +271,11 @@ class Worker:
                 self._begin(message)
             case protocol.Cancel():
                 self._cancel(message)
+            case protocol.Ping():
+                self._channel.send(protocol.Pong(id=message.id))
+            case protocol.Drain():
+                self._drains = True
+                self._stop_when_drained()
             case protocol.Stop():
                 self._stop()
             case protocol.Reply():
@@ -292,13 +298,21 @@ class Worker:
         deadline = asyncio.get_running_loop().time() + run.deadline_seconds
         job = self._jobs[run.run_id] = _Job(run, Account(run.run_id), deadline)
         job.task = job.account.start(self._runs.create_task, self.run_piece(job))
-        job.task.add_done_callback(lambda _: self._jobs.pop(run.run_id, None))
+        job.task.add_done_callback(lambda _: self._over(run.run_id))
 
     def _cancel(self, message: protocol.Cancel) -> None:
         job = self._jobs.get(message.run_id)  # its result may have crossed the cancel
         if job is not None and job.task is not None:
             job.cancelled_for = message.reason
             job.task.cancel()
+
+    def _over(self, run_id: str) -> None:
+        self._jobs.pop(run_id, None)
+        self._stop_when_drained()
+
+    def _stop_when_drained(self) -> None:
+        if self._drains and not self._jobs:
+            self._stop()
 
     def _stop(self) -> None:
         if not self._init.done():

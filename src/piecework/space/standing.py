@@ -1,0 +1,156 @@
+"""How spaces stand: which have a worker, what it takes, and why one has none."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from piecework.clock import as_datetime
+from piecework.errors import NotFoundError
+from piecework.ids import new_id
+from piecework.space.folds import BROKEN, ENABLED, decide_run_piece
+from piecework.store.items import RunPiece
+from piecework.store.records import Piece
+from piecework.store.verbs.pieces import run_piece
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from piecework.clock import Clock
+    from piecework.run.node import Node
+    from piecework.space.manager import Spaces
+    from piecework.space.tenant import SpaceManager
+    from piecework.store.contract import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceRecord:
+    """A space as it is now.
+
+    Attributes:
+        space: Its name.
+        observed: idle (no worker), starting, running, ready (a worker waits), blocked (its loop does not turn),
+            stopping, backoff (the next start is put off) or broken (only a probe is tried now and then).
+        pid: Of its worker, as the node numbers it.
+        memory_bytes: What its worker has in memory, shared pages included; None without one, or where that is hidden.
+        restarts: How often a worker of it ended by itself or could not be started, since its node opened.
+        broken_reason: Why it is broken, or its next start put off.
+        blocked_at: Since when the loop of its worker has not turned.
+        limits: How each limit is enforced here: memory cpu processes files wall folder filesystem syscalls.
+    """
+
+    space: str
+    observed: str
+    pid: int | None
+    memory_bytes: int | None
+    restarts: int
+    broken_reason: str | None
+    blocked_at: datetime | None
+    limits: Mapping[str, str]
+
+
+class SpaceDoor:
+    """The half of the door to pieces that is about their spaces.
+
+    Its owner has the store, the node, the clock and the spaces of this process.
+    """
+
+    _store: Store
+    _node: Node
+    _clock: Clock
+    _spaces: Spaces
+
+    async def spaces(self) -> Sequence[SpaceRecord]:
+        """The spaces that have a piece, a worker, or failures that are not forgotten, by name."""
+        named = {row.space for row in await self._pieces_of(None)}
+        here = {manager.space: manager for manager in self._spaces.managers() if _is_noteworthy(manager)}
+        limits = limits_told()
+        return [_record(space, here.get(space), limits) for space in sorted(named | here.keys())]
+
+    async def space(self, space: str) -> SpaceRecord:
+        """One space.
+
+        Raises:
+            NotFoundError: It has no piece and no worker; the message suggests near names.
+        """
+        manager = self._spaces.manager(space)
+        if (manager is None or not _is_noteworthy(manager)) and not await self._pieces_of(space):
+            raise NotFoundError.among("space", space, [record.space for record in await self.spaces()])
+        return _record(space, manager, limits_told())
+
+    async def resume_space(self, space: str) -> SpaceRecord:
+        """Forgets that a space's workers have failed, and makes the updates due now that were put off for it.
+
+        Raises:
+            NotFoundError: It has no piece and no worker; the message suggests near names.
+        """
+        await self.space(space)
+        if (manager := self._spaces.manager(space)) is not None:
+            manager.mend()
+        now = self._clock.now()
+        for row in await self._pieces_of(space):
+            if row.desired == ENABLED and row.next_run_at is not None and row.next_run_at <= now:
+                item = RunPiece(space=space, piece_id=row.piece_id, run_id=new_id())
+                await self._store.run(run_piece, item, decide_run_piece, now)
+        self._node.wake()
+        return await self.space(space)
+
+    async def _pieces_of(self, space: str | None) -> list[Piece]:
+        rows: list[Piece] = await self._store.read("list_pieces", {"space": space}, Piece)
+        return rows
+
+
+async def is_wanted(store: Store, space: str) -> bool:
+    """Whether a space has a piece that is to be updated again.
+
+    Args:
+        store: Open.
+        space: Its name.
+    """
+    rows: list[Piece] = await store.read("list_pieces", {"space": space}, Piece)
+    return any(row.desired == ENABLED and row.observed != BROKEN for row in rows)
+
+
+def limits_told() -> dict[str, str]:
+    """How each limit of a space is enforced in this installation."""
+    return {
+        "memory": "no limit",
+        "cpu": "no limit",
+        "processes": "no limit",
+        "files": f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} open at once, the node's own",
+        "wall": "the timeout of each piece; then cancelled, terminated, killed",
+        "folder": "the node's",
+        "filesystem": "what the node's user may",
+        "syscalls": "what the node's user may",
+    }
+
+
+def _is_noteworthy(manager: SpaceManager) -> bool:
+    return manager.occupied or manager.restarts > 0
+
+
+def _record(space: str, manager: SpaceManager | None, limits: Mapping[str, str]) -> SpaceRecord:
+    controller = None if manager is None else manager.controller
+    pid = None if controller is None else controller.pid
+    return SpaceRecord(
+        space=space,
+        observed="idle" if manager is None else manager.observed,
+        pid=pid,
+        memory_bytes=None if pid is None else _resident_bytes(pid),
+        restarts=0 if manager is None else manager.restarts,
+        broken_reason=None if manager is None else manager.reason,
+        blocked_at=None if controller is None else as_datetime(controller.blocked_at),
+        limits=limits,
+    )
+
+
+def _resident_bytes(pid: int) -> int | None:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
