@@ -57,6 +57,13 @@ class Settings:
         space_stall_seconds: After how long without a turn of its loop a worker is called blocked.
         crash_loop_limit: How many workers of a space that end by themselves, or cannot start, break the space.
         crash_loop_window_seconds: Within how long.
+        space_memory_bytes: Memory of a space's processes beyond what a worker is born with, of each and of all
+            together; None sets no limit, as with the next three.
+        space_run_cpu_seconds: Processor time of one update, that of all it started included.
+        space_open_files: Descriptors that one process of a space may have open.
+        space_processes: Processes of a space at once, its worker included.
+        space_readable_paths: Files and folders that spaces may read besides their own, their database's and code.
+        space_writable_paths: The same for writing.
         mail_retry_seconds: Waits before a refused mail is tried again.
         redacted_names: More names of fields that never stand in log lines and timelines; password, token and their like
             are known.
@@ -94,6 +101,12 @@ class Settings:
     space_stall_seconds: float = 10
     crash_loop_limit: int = 5
     crash_loop_window_seconds: float = 600
+    space_memory_bytes: int | None = 536_870_912
+    space_run_cpu_seconds: float | None = None
+    space_open_files: int | None = 256
+    space_processes: int | None = 32
+    space_readable_paths: tuple[str, ...] = ()
+    space_writable_paths: tuple[str, ...] = ()
     mail_retry_seconds: tuple[float, ...] = (5, 30, 300, 1800)
     redacted_names: tuple[str, ...] = ()
     strict_timeline: bool = False
@@ -146,7 +159,7 @@ def _convert(name: str, raw: Any, kind: str) -> Any:
             return tuple(_positive(float(item)) for item in items)
         if kind.endswith("None") and raw == "":
             return None
-        if kind == "int":
+        if kind.startswith("int"):
             return _positive(int(raw) if isinstance(raw, str | int) else int(str(raw)))
         return _positive(float(raw))
     except (AttributeError, TypeError, ValueError) as error:
@@ -156,6 +169,7 @@ def _convert(name: str, raw: Any, kind: str) -> Any:
 
 _WANTED = {
     "int": "a whole number of 0 or more",
+    "int | None": "a whole number of 0 or more, or empty for none",
     "bool": "one of true and false",
     "tuple[str, ...]": "a list of texts",
 }

@@ -188,6 +188,30 @@ class CrashedError(PieceworkError):
     cure = "look at the worker's output; the checkpoint is kept"
 
 
+class MemoryLimitError(CrashedError):
+    """What a run does takes more memory than its space may have."""
+
+    code = "MEMORY_LIMIT"
+    cause = "an update, or all that it started, took more than `space_memory_bytes`"
+    cure = "hold less at once, page by page or line by line, or raise the setting"
+
+
+class ProcessLimitError(CrashedError):
+    """What a run started is more processes than its space may have."""
+
+    code = "PROCESS_LIMIT"
+    cause = "more than `space_processes` processes of a space were there at once"
+    cure = "start fewer at a time and wait for them, or raise the setting"
+
+
+class CpuLimitError(PieceworkError):
+    """A run used more processor time than it may have."""
+
+    code = "CPU_LIMIT"
+    cause = "a run used more than `space_run_cpu_seconds` of processor time"
+    cure = "do less in one update, or raise the setting"
+
+
 class StoppedError(PieceworkError):
     """The app, the runtime or the worker has stopped and takes no more work."""
 

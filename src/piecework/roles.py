@@ -290,8 +290,11 @@ class Roles(Sending):
 
     def _worker_init(self, space: str | None) -> protocol.Init:
         """What is in force here and wins over the module's own values in a worker."""
+        from piecework.process.reach import folder_of  # late: a worker must stay small
+
         defaults, settings = Settings(), self.settings
         numbers = {name: getattr(settings, name) for name in Settings.__slots__}
+        store = absolute(self._store_url or default_store())
         return protocol.Init(
             space=space or "",
             env={key: value for key, value in (self._env or {}).items() if value is not None},
@@ -299,6 +302,8 @@ class Roles(Sending):
             settings={name: value for name, value in numbers.items() if value != getattr(defaults, name)},
             config=dict(self.config),
             sender=self._sender,
+            folder=None if space is None else folder_of(space, store),
+            store_file=str(sqlite_path(store)) if store.startswith("sqlite:") else None,
         )
 
     def _open_database(self, ctx: Any) -> Database:

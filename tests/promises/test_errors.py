@@ -19,6 +19,7 @@ from piecework.errors import (
     BusyError,
     ClosedError,
     ConflictError,
+    CpuLimitError,
     CrashedError,
     CrossWorkspaceError,
     CycleError,
@@ -33,11 +34,13 @@ from piecework.errors import (
     InvalidStateError,
     MailRefused,
     MailUnknown,
+    MemoryLimitError,
     MissingExtraError,
     NoNodeError,
     NotFoundError,
     PieceworkError,
     PoolExhaustedError,
+    ProcessLimitError,
     ProtocolError,
     RemoteError,
     SchemaVersionError,
@@ -62,6 +65,7 @@ from piecework.process.protocol import Channel, Init, Run
 from piecework.space.controller import Controller, WorkerDied
 from piecework.testing.verbs import Verbs, slot
 
+from .apps import calls
 from .flows import ended, flow, paused, run_id_of
 from .test_timeline import Trouble
 from .told import DOCS, check, docs_script, told
@@ -288,6 +292,24 @@ async def test_crashed(make_app, gate, tmp_path):
     async with make_app(flow(gate), store=f"sqlite:///{tmp_path}/killed.db", settings=settings) as app:
         result = await app.runtime.wait(run_id, timeout_seconds=20)
     check(result.error, CrashedError, "its checkpoint is kept", run_id)
+
+
+@of(MemoryLimitError, ProcessLimitError, CpuLimitError)
+@WORKERS
+async def test_limits(store):
+    """What a call in a process of its own took too much of: how much there was, and which setting says so."""
+    settings = Settings(
+        space_memory_bytes=100 << 20, space_processes=12, space_run_cpu_seconds=0.5, space_grace_seconds=0.3
+    )
+    calls.app.configure(store=store, settings=settings)
+    async with calls.app:
+        new = calls.app.workspace(isolation="process")
+        with told(MemoryLimitError, "100 are allowed", "raise space_memory_bytes", name="hoard_together"):
+            await new.run(calls.hoard_together)
+        with told(ProcessLimitError, "12 are allowed", "raise space_processes", name="start_many"):
+            await new.run(calls.start_many)
+        with told(CpuLimitError, "more than 0.5 s", "raise space_run_cpu_seconds", name="spin"):
+            await new.run(calls.spin)
 
 
 @of(ExpiredDefinitionError)

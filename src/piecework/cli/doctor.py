@@ -17,9 +17,10 @@ from cyclopts import Parameter
 
 from piecework.cli.asking import AsJson, Where
 from piecework.cli.telling import show_json, show_table
+from piecework.config import Settings
 from piecework.errors import AppImportError, NoNodeError, PieceworkError, StoreError
 from piecework.importing import app_name, load_app
-from piecework.process import linux
+from piecework.process import limits, linux
 from piecework.run.link import LinkClient
 from piecework.services.database import Database
 from piecework.services.outbox import counts
@@ -62,7 +63,7 @@ async def doctor(*, as_json: AsJson = False, where: Annotated[Where | None, Para
         1 when something failed.
     """
     asked = where or Where()
-    findings = [*_machine(), *_extras(), *_app(asked), *await _outbox(asked), *await _store(asked)]
+    findings = [*_machine(), *_limits(asked), *_extras(), *_app(asked), *await _outbox(asked), *await _store(asked)]
     if as_json:
         show_json({"items": [asdict(finding) for finding in findings], "next_cursor": None})
     else:
@@ -81,10 +82,28 @@ def _machine() -> Iterator[Finding]:
     pidfds, subreaper = hasattr(os, "pidfd_open"), linux.has_subreapers()
     detail = f"pidfd {_word(pidfds)}, prctl {_word(sys.platform == 'linux')}, subreaper {_word(subreaper)}"
     if linux.can_run_workers():
-        lost = "a worker's daemons outlive a kill of its keeper and zygote together"
-        yield Finding("workers", "ok", f"session mode: {detail}; {lost}")
+        mode = linux.namespaces()
+        lost = "; a worker's daemons outlive a kill of its keeper and zygote together" if mode == "session" else ""
+        yield Finding("workers", "ok", f"{mode} mode: {detail}{lost}")
     else:
         yield Finding("workers", "warning", f"none here: {detail}; pieces need Linux, all else runs")
+
+
+def _limits(where: Where) -> Iterator[Finding]:
+    """How each limit of a space is enforced here."""
+    if not linux.can_run_workers():
+        return
+    there = linux.namespaces()
+    name = where.app or app_name()
+    try:
+        app = None if name is None else load_app(name)
+        settings, database = (Settings.load(), None) if app is None else (app.settings, app.database_url)
+        told = limits.report(settings, mode=there, store=where.url(), database=database)
+    except PieceworkError:
+        told = limits.report(Settings(), mode=there)  # of what is wrong other findings tell
+    for limit, words in told.items():
+        missing = "not enforced" in words or "NOT protected" in words
+        yield Finding(f"limit {limit}", "warning" if missing else "ok", words)
 
 
 def _word(there: bool) -> str:

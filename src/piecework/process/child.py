@@ -158,6 +158,11 @@ class Child:
         """True when its keeper has ended it because the node's lease was not renewed in time."""
         return self.told.get("why") == keeper.LEASE
 
+    @property
+    def reason(self) -> dict[str, str] | None:
+        """Which limit its keeper has ended it for, as `code` and `message`; None where it was none."""
+        return self.told.get("reason")
+
     def signal(self, signum: int) -> None:
         """Sends a signal to the worker itself; does nothing when it is gone."""
         if self.alive:

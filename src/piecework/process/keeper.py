@@ -10,7 +10,8 @@ left.
 
 It speaks with its node in JSON datagrams over one socket. The node says `{"do": "terminate"}`, `{"do": "kill"}` and
 `{"do": "lease", "until": seconds of CLOCK_BOOTTIME, or null for no end}`; the keeper `{"worker": pid}`, with pidfds of
-itself and of the worker, and at last `{"status": wait status or null, "why": one of the words below}`.
+itself and of the worker, now and then `{"usage": …}` as its meter has it, and at last `{"status": wait status or null,
+"why": one of the words below}`, with the `reason`, a code and a message, where that is a limit.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
 
+    from piecework.process.limits import Limits
+    from piecework.process.meter import Meter
+
 MESSAGE_BYTES: Final = 4096
 EXITED: Final = "exited"  # the worker ended by itself
 TOLD: Final = "told"  # the node said kill
 NODE: Final = "node"  # the node's end of the connection closed
 ZYGOTE: Final = "zygote"  # the zygote ended
 LEASE: Final = "lease"  # the node has not renewed in time: it may stand still, and others may do its work
+LIMIT: Final = "limit"  # it used more than it may
 _SWEEP_MILLISECONDS = 10
 
 
@@ -45,6 +50,7 @@ def keep(
     parent: int | None,
     for_worker: Iterable[int],
     until: float | None = None,
+    limits: Limits,
 ) -> NoReturn:
     """Forks a worker that calls `work`, stays until all under it is gone, and exits. Called in a process of its own.
 
@@ -54,7 +60,10 @@ def keep(
         parent: The zygote's pid; None when this is the first process of a namespace, which dies with the zygote.
         for_worker: Descriptors that only the worker may hold: while the keeper had them too, none would show an end.
         until: When the lease lapses and everything is killed, in seconds of CLOCK_BOOTTIME; None is never.
+        limits: What all that is under it may use.
     """
+    from piecework.process.meter import Meter, hang_up_board  # late: a node reads this file for its words only
+
     os.setsid()
     if parent is None:
         wakeup = listen_to(signal.SIGCHLD)
@@ -64,6 +73,7 @@ def keep(
         # SIGTERM, which is handled, and not SIGKILL: whoever kills the zygote must not set the worker's children free.
         linux.die_with_parent(signal.SIGTERM, parent)
     keeper = os.getpid()
+    meter = Meter(limits, hang_up_board())
     worker = fork()
     if not worker:
         wakeup.close()
@@ -72,7 +82,7 @@ def keep(
         work()
     for descriptor in for_worker:
         os.close(descriptor)
-    _Keeper(control, wakeup, worker, namespace=parent is None).stay(until)
+    _Keeper(control, wakeup, worker, meter, namespace=parent is None).stay(until)
     os._exit(0)
 
 
@@ -83,13 +93,18 @@ class _Keeper:
         control: The connection with the node.
         wakeup: Where the numbers of signals arrive.
         worker: The worker's pid as this process numbers it.
+        meter: What tells how much is used.
         namespace: Whether all that this process may signal is its own.
     """
 
-    def __init__(self, control: socket.socket, wakeup: socket.socket, worker: int, *, namespace: bool) -> None:
+    def __init__(
+        self, control: socket.socket, wakeup: socket.socket, worker: int, meter: Meter, *, namespace: bool
+    ) -> None:
         self._control = control
         self._wakeup = wakeup
         self._worker = worker
+        self._meter = meter
+        self._reason: dict[str, str] | None = None
         self._namespace = namespace
         self._lease = linux.Alarm()
         self._status: int | None = None
@@ -103,7 +118,7 @@ class _Keeper:
             why = self._watch()
         self._sweep()
         with contextlib.suppress(OSError):
-            self._control.send(json.dumps({"status": self._status, "why": why}).encode())
+            self._control.send(json.dumps({"status": self._status, "why": why, "reason": self._reason}).encode())
 
     def _introduce(self) -> None:
         pidfds = [os.pidfd_open(os.getpid()), os.pidfd_open(self._worker)]
@@ -117,7 +132,7 @@ class _Keeper:
         for source in (self._control, self._wakeup, self._lease):
             poll.register(source, select.POLLIN)
         while True:
-            for descriptor, _ in poll.poll():
+            for descriptor, _ in poll.poll(self._meter.wait_milliseconds):
                 why: str | None = LEASE
                 if descriptor == self._wakeup.fileno():
                     why = self._look()
@@ -125,6 +140,9 @@ class _Keeper:
                     why = self._obey(self._control.recv(MESSAGE_BYTES))
                 if why is not None:
                     return why
+            self._measure()
+            if self._reason is not None:
+                return LIMIT
 
     def _look(self) -> str | None:
         """After a signal: whether it says that this is the end."""
@@ -147,6 +165,12 @@ class _Keeper:
             case _:
                 return TOLD
         return None
+
+    def _measure(self) -> None:
+        news, self._reason = self._meter.look()
+        if news is not None:
+            with contextlib.suppress(BlockingIOError):  # a node that is slow to read hears the next one
+                self._control.send(json.dumps({"usage": news}).encode(), socket.MSG_DONTWAIT)
 
     def _signal_all(self, signum: int) -> None:
         if self._namespace and os.getpid() == 1:

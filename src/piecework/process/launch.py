@@ -19,6 +19,7 @@ from piecework.errors import AppImportError, CrashedError, InvalidStateError, St
 from piecework.process import environment, linux
 from piecework.process.child import Child, Output, readable
 from piecework.process.lease import Lease
+from piecework.process.limits import Limits
 from piecework.process.zygote import MESSAGE_BYTES
 from piecework.telemetry import signals
 
@@ -43,6 +44,7 @@ class Zygote:
         namespaces: False keeps workers together by sessions also where PID namespaces can be had.
         on_output: Called on the loop with each line that a process of ours prints, and the space it is for (None: the
             zygote itself).
+        limits: What each worker, with all that it starts, may use; None is no limit at all.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Zygote:
         lease: Lease | None = None,
         namespaces: bool = True,
         on_output: Callable[[str, str | None], None],
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits or Limits()
         self._target = target
         self._paths = list(paths)
         self._main_path = main_path
@@ -255,7 +259,14 @@ class Zygote:
                     f"space {space!r} cannot get a worker: the zygote does not run; start it", space=space
                 )
             ident = next(self._ids)
-            request = json.dumps({"id": ident, "space": space, "entry": entry, "until": self._lease.until}).encode()
+            asked = {
+                "id": ident,
+                "space": space,
+                "entry": entry,
+                "until": self._lease.until,
+                "limits": self._limits.told(),
+            }
+            request = json.dumps(asked).encode()
             with contextlib.suppress(OSError):  # a zygote that is gone answers with the end of the connection
                 socket.send_fds(self._requests, [request], descriptors)
             answer = await self._receive()

@@ -56,6 +56,8 @@ class Init(Message, frozen=True):
         settings: Fields of `Settings` that differ from their defaults.
         config: The application's `config`.
         sender: The address that its mails come from, or None.
+        folder: The space's own folder; None for what is of no space, and stays where it is.
+        store_file: Where the store is, when it is a file: not to be read by mistake.
     """
 
     space: str
@@ -64,6 +66,8 @@ class Init(Message, frozen=True):
     settings: dict[str, Any] = {}
     config: dict[str, Any] = {}
     sender: str | None = None
+    folder: str | None = None
+    store_file: str | None = None
 
 
 class Ready(Message, frozen=True):

@@ -25,7 +25,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from piecework import process
-from piecework.process import findings, keeper, launcher, linux
+from piecework.process import findings, keeper, launcher, limits, linux
 from piecework.process.launcher import Mode
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def _prepare(boot: dict[str, Any]) -> Any:
             importlib.import_module(module)
     else:
         app = _load(boot["target"], boot["main_path"])
+    limits.prepare()
     for name in _NUMERIC_THREADS:
         os.environ.pop(name)
     os.environ.update({name: value for name, value in boot["environ"].items() if name in _NUMERIC_THREADS})
@@ -214,6 +215,7 @@ class _Zygote:
             parent=zygote,
             for_worker=(channel, output),
             until=request["until"],
+            limits=limits.Limits(**request["limits"]),
         )
 
     def _work(self, work: Callable[..., None], request: dict[str, Any], channel: int, output: int) -> NoReturn:
@@ -225,6 +227,7 @@ class _Zygote:
         linux.drop_capabilities()
         status = 1
         try:
+            limits.apply(limits.Limits(**request["limits"]))
             work(socket.socket(fileno=channel), self._app)
             status = 0
         except SystemExit as end:

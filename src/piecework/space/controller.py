@@ -22,6 +22,7 @@ from piecework.bus.event import within_run
 from piecework.clock import SECOND, Clock, SystemClock
 from piecework.errors import (
     ClosedError,
+    CpuLimitError,
     CrashedError,
     InvalidStateError,
     ProtocolError,
@@ -33,6 +34,7 @@ from piecework.errors import (
 from piecework.process import protocol
 from piecework.process.protocol import Channel
 from piecework.run.outcome import Failed
+from piecework.space.cpu import CpuBook
 from piecework.space.piece import pack_outcome, unpack_outcome
 from piecework.telemetry import signals
 
@@ -81,6 +83,7 @@ class WorkerDied(CrashedError):  # noqa: N818 - an event in the life of a space 
 class _Pending:
     run: protocol.Run
     result: asyncio.Future[protocol.Result]
+    over_cpu: asyncio.Future[None]
     begun: bool = False
 
 
@@ -124,6 +127,7 @@ class Controller:
         self._child: Child | None = None
         self._channel: Channel[protocol.ToNode] | None = None
         self._runs: dict[str, _Pending] = {}
+        self._cpu = CpuBook(settings.space_run_cpu_seconds)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._free = asyncio.Event()
         self._free.set()
@@ -217,14 +221,19 @@ class Controller:
             raise StoppedError(f"the worker of space {self._space!r} is {self._state} and takes no runs")
         if run.run_id in self._runs:
             raise InvalidStateError(f"run {run.run_id} is under way in space {self._space!r} already")
-        pending = _Pending(run, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        pending = _Pending(run, loop.create_future(), loop.create_future())
         self._send(run)
         self._runs[run.run_id] = pending
         self._free.clear()
         try:
-            done, _ = await asyncio.wait({pending.result}, timeout=timeout_seconds)
-            if done:
+            waits: set[asyncio.Future[Any]] = {pending.result, pending.over_cpu}
+            await asyncio.wait(waits, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if pending.result.done():
                 return pending.result.result()
+            if pending.over_cpu.done():
+                await self._shielded(self._stop_run(pending, CpuLimitError.code))
+                return self._over_cpu(run)
             await self._shielded(self._stop_run(pending, TimeoutExceededError.code))
             return self._timed_out(run, timeout_seconds)
         except asyncio.CancelledError:
@@ -275,6 +284,7 @@ class Controller:
     async def _boot(self) -> None:
         self._child = await self._zygote.fork(self._space)
         self._child.when_dead(self._died)
+        self._child.on_told = self._metered
         self._channel = await Channel.open(self._child.channel_socket, protocol.ToNode, self._received, self._closed)
         await self._greeted
 
@@ -455,6 +465,19 @@ class Controller:
         except ClosedError:
             pass  # the asker is gone; what it asked for has been done
 
+    def _metered(self, told: dict[str, Any]) -> None:
+        """The keeper has said what is used: whoever is over the limit is stopped, or all are when that is unclear."""
+        usage = told.get("usage")
+        in_flight = [run_id for run_id, pending in self._runs.items() if not pending.result.done()]
+        if usage is None or self._child is None:
+            return
+        over = self._cpu.charge(usage["cpu_seconds"], usage["run_id"], usage["run_cpu_seconds"], in_flight)
+        if len(over) == 1:
+            _open(self._runs[over[0]].over_cpu)
+        elif over and not self._expected:
+            self._why = f"one of its runs used more than {self._cpu.limit_seconds:g} s of processor time, unclear which"
+            self._child.kill()
+
     def _closed(self, error: Exception | None) -> None:
         """The frames have ended. Nothing is settled yet: what runs over there may go on for a moment."""
         if self._state is State.DEAD or self._child is None:
@@ -489,6 +512,9 @@ class Controller:
 
     def _death(self, status: int | None, *, to_blame: bool) -> WorkerDied:
         how = _how(status)
+        reason = None if self._child is None else self._child.reason
+        if reason is not None:
+            self._why = self._why or f"it used {reason['message']}"
         above = self._zygote.alive  # its own zygote, not the one that may have taken its place by now
         if not above:
             how = f"{how}; the zygote above it had ended"
@@ -504,7 +530,17 @@ class Controller:
             suspect=not to_blame and by_itself,
         )
         error.__cause__ = self._cause
+        if reason is not None:
+            error.code = reason["code"]  # type: ignore[misc]  # of this one: what it died of is what its run failed of
         return error
+
+    def _over_cpu(self, run: protocol.Run) -> protocol.Result:
+        failed = Failed(
+            f"the update used more than {self._cpu.limit_seconds:g} s of processor time: do less at once, or raise "
+            "space_run_cpu_seconds",
+            code=CpuLimitError.code,
+        )
+        return protocol.Result(run_id=run.run_id, epoch=run.epoch, outcome=pack_outcome(failed))
 
     def _timed_out(self, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
         how = "it was cancelled" if self._state in _SERVING else "it did not stop when cancelled, its worker was ended"

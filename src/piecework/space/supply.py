@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from piecework.clock import SystemClock
 from piecework.errors import PieceworkError
 from piecework.process.launch import Zygote
+from piecework.process.limits import Limits
 from piecework.space.controller import Controller
 from piecework.space.watching import CodeWatch
 from piecework.telemetry import logs, signals
@@ -169,6 +170,7 @@ class WorkerSupply:
             main_path=self._address.main_path,
             lease=self._lease,
             on_output=_show_output,
+            limits=Limits.of(self._settings),
         )
 
 

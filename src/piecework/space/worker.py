@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from piecework.bus.event import Event
 from piecework.errors import (
     ClosedError,
+    MemoryLimitError,
     PieceworkError,
     ProtocolError,
     StoppedError,
@@ -29,7 +30,7 @@ from piecework.errors import (
     describe,
     trace_of,
 )
-from piecework.process import accounting, environment, protocol
+from piecework.process import accounting, environment, limits, protocol
 from piecework.process.accounting import Account, AccountedLoop
 from piecework.process.protocol import Channel
 from piecework.run.outcome import Failed, Outcome
@@ -191,6 +192,11 @@ class Worker:
         layered = environment.for_worker(os.environ, init.env)
         os.environ.clear()
         os.environ.update(layered)
+        limits.enter(init)
+        if init.settings.get("space_run_cpu_seconds") is not None:
+            from piecework.process import meter
+
+            meter.note_current(lambda: account.name if (account := accounting.current()) else None)
         app: Any = self._app if hasattr(self._app, "worker_side") else self._app()
         async with app.worker_side(init, self.ask) as self._host:
             gc.collect()
@@ -359,6 +365,9 @@ def _fatal(error: Exception) -> protocol.Fatal:
 
 
 def _failed(error: BaseException) -> Failed:
+    if isinstance(error, MemoryError):
+        message = f"MemoryError: {error} (a process of this space may have no more: hold less at once)"
+        return Failed(message, code=MemoryLimitError.code, type="MemoryError", trace=trace_of(error))
     told = describe(error)
     message = told["message"] if isinstance(error, PieceworkError) else f"{type(error).__name__}: {told['message']}"
     return Failed(message, code=told["code"], type=told["type"], trace=trace_of(error))

@@ -18,8 +18,11 @@ from piecework import process
 from piecework.container.closing import outlast
 from piecework.errors import (
     ClosedError,
+    CpuLimitError,
     CrashedError,
     InvalidStateError,
+    MemoryLimitError,
+    ProcessLimitError,
     RemoteError,
     StoppedError,
     ValidationError,
@@ -27,6 +30,7 @@ from piecework.errors import (
 )
 from piecework.process import protocol
 from piecework.process.launch import Zygote
+from piecework.process.limits import Limits
 from piecework.process.protocol import Channel
 from piecework.store import values
 from piecework.telemetry import logs
@@ -106,7 +110,7 @@ class ProcessCalls:
         async with new:
             zygote = await self._ready()
             message = protocol.Call(function=function, given=body, fields=_plain(logs.bound()))
-            call = _Call(self._host, name_of(fn), self._settings.space_grace_seconds)
+            call = _Call(self._host, name_of(fn), self._settings)
             return await call.carry_out(zygote, self._make_init(new.space), message)
 
     async def stop(self) -> None:
@@ -127,7 +131,12 @@ class ProcessCalls:
             address = self._address("runs functions in processes of their own")
             paths = [entry or str(Path.cwd()) for entry in sys.path]
             self._zygote = Zygote(
-                address.target, paths=paths, main_path=address.main_path, lease=self._lease, on_output=_show_output
+                address.target,
+                paths=paths,
+                main_path=address.main_path,
+                lease=self._lease,
+                on_output=_show_output,
+                limits=Limits.of(self._settings),
             )
             await self._zygote.start()
             return self._zygote
@@ -136,10 +145,11 @@ class ProcessCalls:
 class _Call:
     """One call, from the fork until nothing of it is left."""
 
-    def __init__(self, host: Host, name: str, grace_seconds: float) -> None:
+    def __init__(self, host: Host, name: str, settings: Settings) -> None:
         self._host = host
         self._name = name
-        self._grace_seconds = grace_seconds
+        self._grace_seconds = settings.space_grace_seconds
+        self._cpu_seconds = settings.space_run_cpu_seconds
         self._returned: asyncio.Future[protocol.Returned] = asyncio.get_running_loop().create_future()
         self._answers: set[asyncio.Task[None]] = set()
         self._channel: Channel[Any] | None = None
@@ -147,6 +157,7 @@ class _Call:
 
     async def carry_out(self, zygote: Zygote, init: protocol.Init, call: protocol.Call) -> Any:
         self._child = child = await zygote.fork(f"of the call {self._name}", ENTRY)
+        child.on_told = self._metered
         try:
             self._channel = await Channel.open(child.channel_socket, protocol.ToCaller, self._received, self._closed)
             with suppress(ClosedError):  # it has ended already: its status tells
@@ -235,7 +246,23 @@ class _Call:
         self._child.when_dead(lambda _: late.cancel())
         self._child.when_dead(self._died)
 
+    def _metered(self, told: dict[str, Any]) -> None:
+        limit = self._cpu_seconds
+        if limit is None or self._returned.done() or told.get("usage", {}).get("cpu_seconds", 0) <= limit:
+            return
+        self._returned.set_exception(
+            CpuLimitError(
+                f"the call {self._name} used more than {limit:g} s of processor time: do less at once, or raise "
+                "space_run_cpu_seconds",
+                name=self._name,
+            )
+        )
+
     def _died(self, status: int | None) -> None:
+        reason = None if self._child is None else self._child.reason
+        if not self._returned.done() and reason is not None:
+            kind = MemoryLimitError if reason["code"] == MemoryLimitError.code else ProcessLimitError
+            self._returned.set_exception(kind(f"the call {self._name} used {reason['message']}", name=self._name))
         if not self._returned.done():
             self._returned.set_exception(
                 CrashedError(

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import ClosedError, StoppedError, ValidationError, describe, trace_of
-from piecework.process import protocol
+from piecework.process import limits, protocol
 from piecework.process.protocol import Channel
 from piecework.store import values
 from piecework.telemetry import logs
@@ -76,6 +76,7 @@ class _Callee:
     async def _carry_out(self, init: protocol.Init, call: protocol.Call) -> protocol.Returned:
         raised = False
         try:
+            limits.enter(init)
             app = self._app if hasattr(self._app, "worker_side") else self._app()
             given = values.decode(call.given)
             fn = _find(call.function)

@@ -91,6 +91,37 @@ def hang(pids):
         pass
 
 
+def hoard():
+    """Takes memory as long as there is some."""
+    held = []
+    while True:
+        held.append(bytearray(1 << 20))
+
+
+def hoard_together():
+    """Has other programs take memory, each less than one may."""
+    program = "held = bytearray(30 << 20); import signal; signal.pause()"
+    for child in [subprocess.Popen([sys.executable, "-c", program]) for _ in range(5)]:
+        child.wait()
+
+
+def start_many():
+    """Starts more programs than it may."""
+    for child in [subprocess.Popen(["sleep", "600"]) for _ in range(20)]:
+        child.wait()
+
+
+def spin():
+    """Uses a processor, and never ends."""
+    while True:
+        pass
+
+
+def here():
+    """Its working folder."""
+    return os.getcwd()  # noqa: PTH109 - as a text
+
+
 async def wait_for_cancel(ws, place, begun):
     """Waits for ever, on the loop."""
     import asyncio
