@@ -85,6 +85,13 @@ def test_doctor_prints_a_table(run, tmp_path):
     assert "subreaper" in out
 
 
+@pytest.mark.covers("N428")
+def test_doctor_names_what_an_import_leaves_behind(run, tmp_path):
+    """`doctor --app` names what importing the app leaves behind and workers cannot share."""
+    items = found(run("doctor", "--store", f"sqlite:///{tmp_path}/store.db", "--app", "careless:app", "--json"))
+    assert "thread 'poller' in threading.Event.wait" in items["app import"]["detail"]
+
+
 def test_doctor_tries_the_app(run, tmp_path):
     """`doctor --app` says whether the app can be imported; one that cannot is a failure."""
     store = ("--store", f"sqlite:///{tmp_path}/store.db", "--json")

@@ -1,13 +1,16 @@
 """A node of its own for tests that kill it: `python node_driver.py namespaces|session`, then words on standard input.
 
 `start SPACE` starts a worker with a run that leaves a program and a daemon behind, `lease` has the node renew a short
-lease from now on, `release` no more. Each word is answered with a line of JSON; the pids are as the node numbers them.
+lease from now on, `release` no more, and `orphan SPACE` kills the zygote above that space's worker. Each word is
+answered with a line of JSON; the pids are as the node numbers them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +34,7 @@ class Node:
         self._lease = Lease()
         self._zygote = self._make_zygote()
         self._runs = set()
+        self._controllers = {}
 
     async def obey(self):
         """Does what is said on standard input, for ever."""
@@ -51,12 +55,20 @@ class Node:
 
         controller = Controller(self._zygote, space, Init(space=space), Settings(), on_ask, lambda log: None)
         await controller.start()
+        self._controllers[space] = controller
         names = {"run_id": "r1", "piece_id": "p", "integration": "litters", "idempotency_key": "r1"}
         run = Run(epoch=1, attempt=1, deadline_seconds=600, **names)
         self._runs.add(asyncio.ensure_future(asyncio.gather(controller.run(run, 600), return_exceptions=True)))
         await littered
         under = sorted(linux.descendants(controller.keeper_pid))
         self._say(zygote=self._zygote.pid, keeper=controller.keeper_pid, worker=controller.pid, under=under)
+
+    async def orphan(self, space):
+        controller = self._controllers[space]
+        os.kill(self._zygote.pid, signal.SIGKILL)
+        await controller.dead()
+        await self._zygote.stop()
+        self._say(pid=os.getpid(), children=sorted(linux.children(os.getpid())))
 
     async def lease(self):
         self._heartbeat = LockHeartbeat(

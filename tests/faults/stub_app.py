@@ -187,6 +187,19 @@ async def litters(piece):
     await asyncio.Event().wait()
 
 
+@piece("flees")
+async def flees(piece):
+    """Starts a process that is never the same for long: each forks the next one and ends; thousands, then no more."""
+    if not os.fork():
+        for _ in range(5000):
+            if os.fork():
+                os._exit(0)
+        Path(piece.config["escaped"]).touch()
+        os._exit(0)
+    await told(piece, "fleeing")
+    await asyncio.Event().wait()
+
+
 @piece("busy")
 async def busy(piece):
     await told(piece, "began")

@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -25,8 +26,8 @@ HERE = Path(__file__).parent
 class Driver:
     """A node in a process of its own, of which the test sees every process."""
 
-    def __init__(self, user, mode):
-        command = [interpreter(everybodys=user is not None), str(HERE / "node_driver.py"), mode]
+    def __init__(self, user, mode, *, within=()):
+        command = [*within, interpreter(everybodys=user is not None), str(HERE / "node_driver.py"), mode]
         options = {} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
         environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self.process = subprocess.Popen(
@@ -35,16 +36,22 @@ class Driver:
         self.namespaces = mode == "namespaces"
         self.pidfds = {}
 
+    async def said(self):
+        return json.loads(await asyncio.to_thread(self.process.stdout.readline))
+
     async def answer(self):
-        answer = json.loads(await asyncio.to_thread(self.process.stdout.readline))
+        answer = await self.said()
         for pid in [answer.get("zygote"), answer.get("keeper"), *answer.get("under", ())]:
             if pid is not None and pid not in self.pidfds:
                 self.pidfds[pid] = os.pidfd_open(pid)
         return answer
 
-    async def ask(self, *words):
+    def tell(self, *words):
         self.process.stdin.write(" ".join(words) + "\n")
         self.process.stdin.flush()
+
+    async def ask(self, *words):
+        self.tell(*words)
         return await self.answer()
 
     async def worker(self, space):
@@ -139,3 +146,19 @@ async def test_nothing_survives(driver):
     driver.process.kill()
     await driver.gone(*killed["under"], killed["keeper"], killed["zygote"])
     assert not driver.left()
+
+
+@pytest.mark.parametrize("mode", ["namespaces", "session"])
+async def test_a_node_that_is_the_first_process_reaps(mode):
+    """A node that is the first process of a container collects the keepers of a zygote that has died."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None or linux.namespaces() == "session":
+        pytest.skip("no such container can be made here")
+    driver = Driver(None, mode, within=["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"])
+    try:
+        assert (await driver.said())["mode"] == (linux.namespaces() if mode == "namespaces" else "session")
+        driver.tell("start", "one")
+        await driver.said()
+        driver.tell("orphan", "one")
+        assert await driver.said() == {"pid": 1, "children": []}
+    finally:
+        driver.close()

@@ -15,7 +15,7 @@ import pytest
 from piecework.clock import boottime
 from piecework.config import Settings
 from piecework.errors import AppImportError, RemoteError, StoppedError, TimeoutExceededError, ValidationError
-from piecework.process import inside, linux
+from piecework.process import findings, inside, linux
 from piecework.process.child import readable
 from piecework.process.launch import Zygote
 from piecework.process.lease import Lease
@@ -445,6 +445,22 @@ async def test_privileges(node, namespaces):
     assert namespaces is False or zygote.mode == "session" or found["seen"] == [1, found["pid"]]
 
 
+@pytest.mark.parametrize("namespaces", [True, False])
+async def test_what_flees(node, namespaces, tmp_path):
+    """A process that forks and ends, again and again, does not outrun the keeper's kill."""
+    zygote = node.make_zygote("stub_app:app", namespaces=namespaces)
+    await zygote.start()
+    node.zygote, old = zygote, node.zygote
+    await old.stop()
+    controller = await node.controller()
+    running = asyncio.ensure_future(controller.run(a_run("flees", config={"escaped": str(tmp_path / "yes")}), 60))
+    await node.told.get()
+    os.kill(controller.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied):
+        await running
+    assert not (tmp_path / "yes").exists()
+
+
 @pytest.mark.covers("N428")
 async def test_what_an_import_leaves_behind(node, monkeypatch, tmp_path):
     """Threads, loops, sockets and databases of an import are named; with threads each worker imports for itself."""
@@ -462,6 +478,7 @@ async def test_what_an_import_leaves_behind(node, monkeypatch, tmp_path):
     )
     assert (await outcome(node, "tidies"))["data"] == [True, "yes"]
     assert old.findings == ()
+    assert findings.of_import("untidy_app") == list(zygote.findings)
 
 
 async def test_lapsed_lease(node):
@@ -530,5 +547,7 @@ async def test_stopped_keeper(node):
     async with asyncio.timeout(20):
         while controller.keeper_state != "stopped":
             await asyncio.sleep(0.01)
+    while controller._child.tell({"do": "lease", "until": None}):
+        pass  # until there is no room for another word
     await controller._abandon()
     assert controller.keeper_state == "dead"

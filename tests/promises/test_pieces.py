@@ -6,6 +6,7 @@ import os
 import pytest
 
 from piecework import App, Settings
+from piecework.clock import boottime
 from piecework.errors import AppImportError, NotFoundError, ValidationError
 from piecework.process import linux
 from workers_seen import runs, under_zygotes, who
@@ -373,6 +374,20 @@ async def test_an_app_that_cannot_be_imported_elsewhere_is_refused(store):
     with pytest.raises(AppImportError, match="import_path"):
         async with hidden:
             pass
+
+
+@pytest.mark.covers("N424")
+async def test_a_lapsed_lease_interrupts_an_update_and_does_not_blame_it(make_kinds, line):
+    """An update that the end of the node's lease cuts off is no failure: it is done again after the next renewal."""
+    async with make_kinds(settings=Settings(heartbeat_seconds=1)) as app:
+        await app.pieces.register(space="acme", piece_id="p", integration="held", config=line.config)
+        worker = await line.has_begun()
+        app._lease.renew(boottime(), 0.001)  # as a node that has been stopped since
+        assert await line.has_begun() != worker
+        await line.let_go()
+        assert (await first(app)).outcome == "success"
+        assert (await app.pieces.get("acme", "p")).consecutive_failures == 0
+    assert app._lease.until is None
 
 
 @pytest.mark.covers("N38")

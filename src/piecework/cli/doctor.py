@@ -21,6 +21,7 @@ from piecework.config import Settings
 from piecework.errors import AppImportError, NoNodeError, PieceworkError, StoreError
 from piecework.importing import app_name, load_app
 from piecework.process import limits, linux
+from piecework.process.findings import of_import
 from piecework.run.link import LinkClient
 from piecework.services.database import Database
 from piecework.services.outbox import counts
@@ -145,6 +146,11 @@ def _app(where: Where) -> Iterator[Finding]:
         yield Finding("app", "ok", f"{name} is {load_app(name).name!r}")
     except PieceworkError as error:
         yield Finding("app", "failed", error.message)
+        return
+    left = of_import(name.partition(":")[0]) if linux.can_run_workers() else []
+    if left:
+        advice = "workers cannot share that: make it in a service instead"
+        yield Finding("app import", "warning", f"importing it leaves behind {', '.join(left)}; {advice}")
 
 
 async def _outbox(where: Where) -> list[Finding]:

@@ -231,6 +231,9 @@ class Child:
         self._loop.remove_reader(self._control)
         with self._sending:
             self._control.close()
+        # A node that is the first process of a container inherits the keepers of a zygote that has died.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._keeper, os.WEXITED | os.WNOHANG)
         os.close(self._keeper)
         os.close(self._worker)
         self._output.finish()

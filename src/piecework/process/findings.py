@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
+import json
 import os
 import socket
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from piecework import process
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,6 +59,20 @@ def opened_since(before: set[int]) -> list[str]:
     for number in sorted(numbers):
         with contextlib.suppress(OSError):  # the one that listed them all, and is closed by now
             found += _describe(number, str(Path(f"/proc/self/fd/{number}").readlink()))
+    return found
+
+
+def of_import(module: str) -> list[str]:
+    """Imports a module in a fresh process, with this one's path and variables; what it leaves behind there.
+
+    Nothing is found where the import fails: whoever imports it here has the error, and its reason.
+    """
+    import subprocess  # late: a zygote never asks this way
+
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
+    command = [sys.executable, "-P", "-m", "piecework.process.findings", module]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter and module
+    found: list[str] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
     return found
 
 
@@ -115,3 +133,15 @@ def _globals() -> Iterable[tuple[str, str, Any]]:
     for module_name, module in list(sys.modules.items()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
             yield module_name, name, value
+
+
+def _main(module: str) -> NoReturn:
+    process.enter()
+    before = descriptors()
+    importlib.import_module(module)
+    print(json.dumps([*threads(), *opened_since(before)]), flush=True)  # noqa: T201 - to whoever asked
+    os._exit(0)  # what the import has left behind has no say in when this ends
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -69,6 +69,7 @@ def can_unshare() -> bool:
     return sys.platform == "linux" and hasattr(_libc(), "unshare")
 
 
+@functools.cache
 def namespaces() -> str:
     """Tries in a process of its own what a zygote may here: "namespace", "user namespace", or "session" for none."""
     import subprocess  # late: a worker that never asks does not pay for it

@@ -208,6 +208,8 @@ class _Zygote:
     ) -> NoReturn:
         self._requests.close()
         self._wakeup.close()
+        if zygote is not None:
+            os.close(self._itself)
         channel, control, output = descriptors
         keeper.keep(
             socket.socket(fileno=control),
