@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := benchmarks/.work/peers
-BENCHMARKS ?= durable_runs run_latency run_events run_parked run_growth store_commit_stage store_event_waits store_claim store_busy_thread container_scopes workspace_database workspaces
+BENCHMARKS ?= durable_runs run_latency run_events run_parked run_growth store_commit_stage store_event_waits store_claim store_busy_thread container_scopes workspace_database workspaces space_start space_many space_lag
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_PYTHON_DOWNLOADS := never
 
@@ -31,7 +31,6 @@ test: $(STAMP)  ## run all tests (ARGS="-k name")
 fuzz: $(STAMP)  ## play random histories of the store, of containers and of whole runtimes, and broken frames, for long (PIECEWORK_FUZZ=histories)
 	PIECEWORK_FUZZ=$${PIECEWORK_FUZZ:-2000} $(BIN)/python -m pytest -q -n 2 tests/contracts/test_model.py tests/unit/container/test_machine.py $(ARGS)
 	PIECEWORK_FUZZ=$${PIECEWORK_FUZZ:-2500} $(BIN)/python -m pytest -q -n 2 tests/machine/test_histories.py $(ARGS)
-
 	PIECEWORK_FUZZ=$${PIECEWORK_FUZZ:-1000000} $(BIN)/python -m pytest -q -n 2 tests/unit/process/test_frames_broken.py tests/faults/test_frames_live.py $(ARGS)
 
 soak: $(STAMP)  ## kill nodes and workers at random, two hundred times on each engine (PIECEWORK_SOAK=kills)

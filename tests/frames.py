@@ -1,7 +1,7 @@
 """Frames for tests that break them: good ones of every message, what can go wrong with them, and a plain reader.
 
-The reader shares no line with `piecework.process.protocol`: it takes a stream apart by hand, and looks at each frame with
-the form of its message beside it. What the two make of the same bytes has to be the same.
+The reader shares no line with `piecework.process.protocol`: it takes a stream apart by hand, and looks at each frame
+with the form of its message beside it. What the two make of the same bytes has to be the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A node with pieces of several spaces on short intervals, for tests that kill it at random: `python soak_node.py FOLDER`.
+"""A node with pieces of several spaces on short intervals, for tests that kill at random: `soak_node.py FOLDER`.
 
 Each update tells of itself over a pipe in the folder, and holds a lock of its piece while it runs, which the kernel
 takes away with its process. It ends in order when its standard input does.

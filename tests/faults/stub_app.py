@@ -14,8 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from piecework.errors import NotFoundError
 from piecework.process import inside
+from piecework.process.protocol import Result
 from piecework.run.outcome import RetryAfter, Skipped, Success
 from piecework.space.piece import PieceDefinition
 
@@ -63,6 +66,8 @@ class StubHost:
 class StubApp:
     @contextlib.asynccontextmanager
     async def worker_side(self, init, ask):
+        if init.config.get("exits"):
+            os._exit(7)
         if init.config.get("broken"):
             raise RuntimeError("the database is not there")
         if init.config.get("slow"):
@@ -227,6 +232,38 @@ async def exits(piece):
 @piece("segfaults")
 async def segfaults(piece):
     os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@piece("blocks")
+async def blocks(piece):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    await told(piece, "blocking")
+    signal.sigwait({signal.SIGUSR1})
+    await asyncio.sleep(0)
+
+
+@piece("together")
+async def together(piece):
+    await piece.publish("together", {"who": piece.config["who"]})
+    if piece.config["who"] == "culprit":
+        os._exit(3)
+
+
+@piece("held")
+async def held(piece):
+    await piece.publish("held", {"word": "held"})
+
+
+@piece("forges")
+async def forges(piece):
+    late = Result(run_id="r1", epoch=1, outcome={"name": "success", "data": "late"})
+    frame = msgspec.msgpack.encode(late)
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            sock = socket.socket(fileno=os.dup(descriptor))
+            if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
+                sock.sendall(len(frame).to_bytes(4, "big") + frame)
+    return Success("in time")
 
 
 @piece("garbage")

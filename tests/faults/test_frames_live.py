@@ -100,13 +100,13 @@ def told(error):
 @pytest.fixture
 def rng():
     seed = random.randrange(2**32) if FUZZ else 8
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201 - pytest shows it with a failure
     return random.Random(seed)
 
 
 @pytest.mark.covers("A22", "P29")
 async def test_workers_that_send_broken_frames(node, rng):
-    """A worker that sends what is no frame ends with that, named; its run is charged, and the next one has a new worker."""
+    """A worker that sends what is no frame ends with that, named, and its run is charged; other workers serve on."""
     bystander = await node.controller("bystander")
     direction = frames.Direction(protocol.ToNode, protocol.ToWorker, protocol.FRAME_LIMIT_BYTES)
     for number in range(CONNECTIONS):
@@ -157,7 +157,7 @@ READY = Init(space="acme")
     ],
 )
 async def test_messages_out_of_turn(node, messages, why):
-    """A run before the init, a second init, a run under way that comes with a later epoch: the worker says so and ends."""
+    """A run before the init, a second init, a run under way that gets a later epoch: the worker says so and ends."""
     peer = await Peer.meet(node)
     if len(messages) > 2:  # a run has to find the worker ready
         peer.channel.send(messages.pop(0))

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections import defaultdict
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from test_node_killed import HERE, MARK, _marked
@@ -118,7 +117,7 @@ class Soak:
 @pytest.fixture
 async def soak(tmp_path, store):
     seed = random.randrange(2**32) if SOAK else 8
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201 - pytest shows it with a failure
     soak = Soak(tmp_path, store, random.Random(seed))
     await soak.start()
     yield soak

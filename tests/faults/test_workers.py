@@ -134,6 +134,7 @@ async def test_what_is_no_verdict(node, integration, words):
     assert words in verdict["error"]
 
 
+@pytest.mark.covers("P31")
 async def test_exception(node):
     """An exception fails the run with its type, message and trace; its state is not kept."""
     controller = await node.controller()
@@ -198,11 +199,13 @@ async def test_two_at_once(node):
     assert {run_id for _, _, run_id in node.asked} == {"a", "b"}
 
 
+@pytest.mark.covers("P31")
 async def test_refusal_by_the_node(node):
     """An error of the node's is raised in the update as what it is."""
     assert (await outcome(node, "asks-wrongly"))["type"] == "piecework.errors.ValidationError"
 
 
+@pytest.mark.covers("P26")
 async def test_cancel_at_the_deadline(node):
     """An update that takes too long is cancelled, and its worker serves on when it stops for that."""
     controller = await node.controller()
@@ -240,6 +243,7 @@ async def test_terminate_lets_finally_run(node):
     assert ("acme", "cleaned up") in node.lines
 
 
+@pytest.mark.covers("P23")
 async def test_exit_in_a_run(node):
     """A worker that exits settles its run at once, with the exit status, and the run is charged when it was alone."""
     controller = await node.controller()
@@ -263,6 +267,7 @@ async def test_suspects(node):
     assert [(error.charged, error.suspect) for error in ended] == [(False, True), (False, True)]
 
 
+@pytest.mark.covers("P29")
 async def test_garbage(node):
     """A malformed frame ends its worker with an error that names it, and no other worker."""
     bystander = await node.controller("bystander")
@@ -312,6 +317,7 @@ async def test_start_that_fails(node):
     assert not runs(node.controllers[0].keeper_pid)
 
 
+@pytest.mark.covers("P26")
 async def test_start_that_takes_too_long(node):
     """A worker that is not ready in time is killed."""
     with pytest.raises(TimeoutExceededError, match=r"not ready within 0\.2 s"):

@@ -445,7 +445,7 @@ class Channel(asyncio.BufferedProtocol, Generic[M]):
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, MemoryError) as error:
             told = f"a frame came that is no message of this connection: {complaint(error)} ({len(frame)} bytes)"
             raise ProtocolError(told) from None  # the error of msgspec may quote it
-        kind: type[Any] = type(message)
+        kind: Any = type(message)
         for name in _free_fields(kind):
             if not values.is_json(getattr(message, name)):
                 raise ProtocolError(f"a {kind.__name__} came whose {name} is not JSON")

@@ -40,7 +40,7 @@ from piecework.telemetry import logs, signals
 from piecework.telemetry.redaction import PLAIN, Redaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from piecework.clock import Clock
     from piecework.run.kind import Kind
@@ -286,6 +286,12 @@ class Node:
             return True
         _, late = await asyncio.wait(mine, timeout=seconds)
         return not late
+
+    async def until_given_back(self, run_ids: Iterable[str]) -> None:
+        """Waits until none of these runs executes here: for runs that are about to be given back."""
+        tasks = {flying.task for run_id in run_ids if (flying := self._flying.get(run_id)) is not None}
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def look(self) -> None:
         """Claims what is due now, if this node claims at all."""

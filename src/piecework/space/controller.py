@@ -261,17 +261,19 @@ class Controller:
         await self._finished()
         return await self.dead()
 
-    async def drain(self) -> int | None:
-        """Takes no more runs, lets those under way come to their end, and ends; its exit status.
-
-        A crash meanwhile is what it always is.
-        """
-        if self._state in {State.BOOTING, State.STARTING}:
-            await self._over.wait()
+    def retire(self) -> None:
+        """Takes no more runs from here on; a crash of those under way is what it always is."""
         if self._state is State.READY:
             self._state = State.DRAINING
             with contextlib.suppress(ClosedError):
                 self._send(protocol.Drain())
+
+    async def drain(self) -> int | None:
+        """Takes no more runs, lets those under way come to their end, and ends; its exit status."""
+        if self._state in {State.BOOTING, State.STARTING}:
+            await self._over.wait()
+        self.retire()
+        if self._state is State.DRAINING:
             await self._free.wait()
         if self._state is State.DRAINING:
             await self._shielded(self._end("it was drained", politely=True))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from piecework.errors import StoppedError
+from piecework.errors import CrashedError, StoppedError
 from piecework.space.tenant import SpaceManager
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from piecework.clock import Clock
     from piecework.config import Settings
@@ -32,12 +32,10 @@ class Spaces:
 
     Attributes:
         is_wanted: Answers whether a space has a piece that is to be updated.
-        on_change: Called with a space whose standing may have changed.
     """
 
     def __init__(self, supply: WorkerSupply | None, settings: Settings, clock: Clock) -> None:
         self.is_wanted: Callable[[str], Awaitable[bool]] = _always
-        self.on_change: Callable[[SpaceManager], None] = _nobody
         self._supply = supply
         self._settings = settings
         self._clock = clock
@@ -77,6 +75,36 @@ class Spaces:
         """
         async with self._using(space, run.run_id) as manager:
             return await manager.run(run, timeout_seconds)
+
+    async def unless_broken(self, space: str, run_id: str, end: Coroutine[Any, Any, None]) -> None:
+        """Waits for what a run of a space brings about, unless the space's workers fail meanwhile until it is broken.
+
+        Args:
+            space: The tenant.
+            run_id: For the error.
+            end: What is waited for.
+
+        Raises:
+            CrashedError: The space is broken; the run stays queued.
+        """
+        before = manager.restarts if (manager := self._managers.get(space)) is not None else 0
+        waiting = asyncio.ensure_future(end)
+        try:
+            while not waiting.done():
+                manager = self._managers.get(space)
+                if manager is not None and manager.broken and manager.restarts > before:
+                    raise CrashedError(
+                        f"space {space!r} is broken, run {run_id} waits: {manager.reason}. `resume_space` tries anew",
+                        space=space,
+                        run_id=run_id,
+                    )
+                changed = asyncio.ensure_future(self._room.wait())
+                await asyncio.wait({waiting, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        waiting.result()
 
     def probe(self, space: str) -> None:
         """Lets the next run of a space try for a worker at once, also if its workers have failed."""
@@ -182,7 +210,6 @@ class Spaces:
             self._doubted.set()
         self._changed.set()
         self._tell_room()
-        self.on_change(manager)
 
     def _tell_room(self) -> None:
         room, self._room = self._room, asyncio.Event()
@@ -222,7 +249,3 @@ class Spaces:
 async def _always(_space: str) -> bool:
     """Where nobody looks, every space is for something."""
     return True
-
-
-def _nobody(_manager: SpaceManager) -> None:
-    """Nobody keeps the standing of spaces."""

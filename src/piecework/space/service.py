@@ -401,6 +401,7 @@ class PieceService(SpaceDoor):
 
         Raises:
             NotFoundError: There is no such piece.
+            CrashedError: It was waited for, and its space is broken: no worker for it could be started.
         """
         piece = await self._row(space, piece_id)
         timing = (await self._timings(piece.integration)).get(piece.integration)
@@ -419,7 +420,7 @@ class PieceService(SpaceDoor):
         try:
             info = await self._info(run_id)
             while wait and info.ended_at is None:
-                await self._node.news.after(news)
+                await self._spaces.unless_broken(space, run_id, self._node.news.after(news))
                 info = await self._info(run_id)
                 news = self._node.news.expect(run_id)
         finally:

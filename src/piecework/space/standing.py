@@ -13,7 +13,7 @@ from piecework.errors import NotFoundError
 from piecework.ids import new_id
 from piecework.space.folds import BROKEN, ENABLED, decide_run_piece
 from piecework.store.items import RunPiece
-from piecework.store.records import Piece
+from piecework.store.records import Piece, Run
 from piecework.store.verbs.pieces import run_piece
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceRecord:
-    """A space as it is now.
+    """A space as it is now; where a store has several nodes, as this one knows it.
+
+    Of a worker that another node of a PostgreSQL store has, it is only known whether updates are under way there.
 
     Attributes:
         space: Its name.
@@ -66,10 +68,14 @@ class SpaceDoor:
 
     async def spaces(self) -> Sequence[SpaceRecord]:
         """The spaces that have a piece, a worker, or failures that are not forgotten, by name."""
-        named = {row.space for row in await self._pieces_of(None)}
+        rows = await self._pieces_of(None)
+        named, elsewhere = {row.space for row in rows}, await self._at_work_elsewhere(rows)
         here = {manager.space: manager for manager in self._spaces.managers() if _is_noteworthy(manager)}
         limits = limits_told()
-        return [_record(space, here.get(space), limits) for space in sorted(named | here.keys())]
+        return [
+            _record(space, here.get(space), limits, elsewhere=space in elsewhere)
+            for space in sorted(named | here.keys())
+        ]
 
     async def space(self, space: str) -> SpaceRecord:
         """One space.
@@ -77,10 +83,10 @@ class SpaceDoor:
         Raises:
             NotFoundError: It has no piece and no worker; the message suggests near names.
         """
-        manager = self._spaces.manager(space)
-        if (manager is None or not _is_noteworthy(manager)) and not await self._pieces_of(space):
+        manager, rows = self._spaces.manager(space), await self._pieces_of(space)
+        if (manager is None or not _is_noteworthy(manager)) and not rows:
             raise NotFoundError.among("space", space, [record.space for record in await self.spaces()])
-        return _record(space, manager, limits_told())
+        return _record(space, manager, limits_told(), elsewhere=bool(await self._at_work_elsewhere(rows)))
 
     async def resume_space(self, space: str) -> SpaceRecord:
         """Forgets that a space's workers have failed, and makes the updates due now that were put off for it.
@@ -90,7 +96,7 @@ class SpaceDoor:
         """
         await self.space(space)
         if (manager := self._spaces.manager(space)) is not None:
-            manager.mend()
+            await self._node.until_given_back(manager.mend())
         now = self._clock.now()
         for row in await self._pieces_of(space):
             if row.desired == ENABLED and row.next_run_at is not None and row.next_run_at <= now:
@@ -98,6 +104,14 @@ class SpaceDoor:
                 await self._store.run(run_piece, item, decide_run_piece, now)
         self._node.wake()
         return await self.space(space)
+
+    async def _at_work_elsewhere(self, rows: Sequence[Piece]) -> set[str]:
+        """The spaces of these pieces in which another node has updates under way; on a file there is no other."""
+        ids = [row.run_id for row in rows if row.run_id is not None]
+        if not ids or not self._store.shared:
+            return set()
+        runs: list[Run] = await self._store.read("runs_by_id", {"run_ids": ids}, Run)
+        return {run.space for run in runs if run.owner is not None and run.owner != self._node.node_id}
 
     async def _pieces_of(self, space: str | None) -> list[Piece]:
         rows: list[Piece] = await self._store.read("list_pieces", {"space": space}, Piece)
@@ -133,12 +147,13 @@ def _is_noteworthy(manager: SpaceManager) -> bool:
     return manager.occupied or manager.restarts > 0
 
 
-def _record(space: str, manager: SpaceManager | None, limits: Mapping[str, str]) -> SpaceRecord:
+def _record(space: str, manager: SpaceManager | None, limits: Mapping[str, str], *, elsewhere: bool) -> SpaceRecord:
     controller = None if manager is None else manager.controller
     pid = None if controller is None else controller.pid
+    observed = "idle" if manager is None else manager.observed
     return SpaceRecord(
         space=space,
-        observed="idle" if manager is None else manager.observed,
+        observed="running" if elsewhere and observed == "idle" else observed,
         pid=pid,
         memory_bytes=None if pid is None else _resident_bytes(pid),
         restarts=0 if manager is None else manager.restarts,

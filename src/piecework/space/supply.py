@@ -124,6 +124,8 @@ class WorkerSupply:
             another = self._make_zygote()
             await another.start()
             old, self._zygote = self._zygote, another
+            for controller in list(self._made.get(old, ())):
+                controller.retire()
             self._leaving[old] = asyncio.create_task(self._see_out(old), name="piecework-old-zygote")
         signals.emit(signals.ZYGOTE_REPLACED, pid=self._zygote.pid)
 
@@ -148,13 +150,13 @@ class WorkerSupply:
     async def stop_drained(self) -> None:
         """Ends the workers that only finish what they have, and the zygotes that they came from."""
         leaving = dict(self._leaving)
-        controllers = [controller for zygote in leaving for controller in self._made.get(zygote, ())]
+        controllers = [controller for zygote in leaving for controller in list(self._made.get(zygote, ()))]
         await asyncio.gather(*(controller.stop() for controller in controllers), return_exceptions=True)
         await asyncio.gather(*leaving.values(), return_exceptions=True)
 
     async def _see_out(self, old: Zygote) -> None:
         try:
-            await asyncio.gather(*(controller.drain() for controller in self._made.get(old, ())))
+            await asyncio.gather(*(controller.drain() for controller in list(self._made.get(old, ()))))
         finally:
             await old.stop()
             del self._leaving[old]

@@ -127,11 +127,13 @@ class SpaceManager:
         """Lets the next run try for a worker at once."""
         self._breaker.probe()
 
-    def mend(self) -> None:
-        """Forgets that its workers failed."""
-        self._breaker.close()
+    def mend(self) -> list[str]:
+        """Forgets that its workers failed; answers the runs that were put off for that."""
+        put_off = list(self._parked)
         self._parked.clear()
+        self._breaker.close()
         self._on_change()
+        return put_off
 
     async def run(self, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
         """Carries out one update in the space's worker; starts the worker when there is none.

@@ -116,17 +116,20 @@ async def test_broken_frames(name):
 
 
 @pytest.mark.covers("P32", "P33", "P34", "P35", "P36")
-@pytest.mark.parametrize(("tag", "needed"), [
-    ("hello", {"version", "pid"}),
-    ("init", {"space"}),
-    ("run", {"run_id", "epoch", "attempt", "piece_id", "integration", "deadline_seconds", "idempotency_key"}),
-    ("cancel", {"run_id", "reason"}),
-    ("stop", set()),
-    ("begun", {"run_id", "epoch"}),
-    ("result", {"run_id", "epoch", "outcome"}),
-])
+@pytest.mark.parametrize(
+    ("tag", "needed"),
+    [
+        ("hello", {"version", "pid"}),
+        ("init", {"space"}),
+        ("run", {"run_id", "epoch", "attempt", "piece_id", "integration", "deadline_seconds", "idempotency_key"}),
+        ("cancel", {"run_id", "reason"}),
+        ("stop", set()),
+        ("begun", {"run_id", "epoch"}),
+        ("result", {"run_id", "epoch", "outcome"}),
+    ],
+)
 async def test_what_a_message_needs(tag, needed):
-    """Each message has to have what its meaning stands on, each field of its type, and nothing that it does not know."""
+    """Each message has to have what its meaning stands on, each of its type, and nothing that it does not know."""
     names = ("to the node", "to a worker")
     direction = next(d for d in (frames.Direction(*DIRECTIONS[name][:2]) for name in names) if tag in d.tags)
     rng = random.Random(8)
