@@ -97,6 +97,19 @@ async def test_shared_memory_counts_once(app):
     assert (await update(app, "shares")).result == 50 * MEBIBYTE
 
 
+@pytest.mark.covers("N441")
+async def test_memory_that_is_shared(app):
+    """Shared memory of a space is out of reach of others, and holds no more than the space may have."""
+    if linux.namespaces() == "session":
+        pytest.skip("without namespaces all spaces share it")
+    shared = "/dev/shm/piecework-shared"
+    looks = await update(app, "looks", write=[shared], read=[shared])
+    assert looks.result["write"] == {shared: "done"}
+    assert not Path(shared).exists()
+    assert (await update(app, "looks", "neighbour", read=[shared])).result["read"] == {shared: "ENOENT"}
+    assert (await update(app, "fills", at="/dev/shm/large", mebibytes=101)).error["message"].endswith("left on device")
+
+
 @pytest.mark.covers("N431")
 async def test_processes(kept_by, app):
     """An update that forks without end fails with PROCESS_LIMIT, and all that it forked is gone."""
@@ -269,17 +282,18 @@ async def test_calls(store, places):
             await new.run(calls.hoard)
         with pytest.raises(CpuLimitError, match=r"more than 0\.5 s"):
             await new.run(calls.spin)
-        assert await new.run(calls.here) == os.getcwd()
-        assert await calls.app.workspace(isolation="process", space="acme").run(calls.here) != os.getcwd()
+        assert await new.run(calls.here) == str(Path.cwd())
+        assert await calls.app.workspace(isolation="process", space="acme").run(calls.here) != str(Path.cwd())
 
 
 @pytest.mark.covers("A21")
 async def test_secrets(kept_by, places, monkeypatch, caplog):
-    """No secret of the node is in its workers' environment, arguments, descriptors or logs, nor can a piece find one."""
+    """No secret of the node is in its workers' environment, arguments, descriptors or logs; a piece finds none."""
     halves = {"half": "planted-", "other_half": "secret-3b1f"}
     secret = "".join(halves.values())
     for name in ("OPERATOR_PASS", "IDENTITY", "PIECEWORK_TOKEN"):
         monkeypatch.setenv(name, secret)
+    monkeypatch.setenv("PIECEWORK_STORE", f"postgresql://u:{secret}@db.example/state")
     monkeypatch.setenv("FEED_URL", f"https://u:{secret}@feeds.example/")
     store = f"sqlite:///{places}/state/piecework.db"
     greedy.configure(store=store, mail=f"smtp://u:{secret}@127.0.0.1:9?from=a@example.org", settings=Settings())
@@ -299,7 +313,7 @@ def shown_of(pid):
         with contextlib.suppress(OSError):
             text += Path(f"/proc/{pid}/{name}").read_bytes()
     with contextlib.suppress(OSError):
-        text += b"".join(os.readlink(entry).encode() for entry in Path(f"/proc/{pid}/fd").iterdir())
+        text += b"".join(str(entry.readlink()).encode() for entry in Path(f"/proc/{pid}/fd").iterdir())
     return text
 
 

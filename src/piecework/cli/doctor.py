@@ -64,7 +64,15 @@ async def doctor(*, as_json: AsJson = False, where: Annotated[Where | None, Para
         1 when something failed.
     """
     asked = where or Where()
-    findings = [*_machine(), *_limits(asked), *_extras(), *_app(asked), *await _outbox(asked), *await _store(asked)]
+    mode = linux.namespaces()
+    findings = [
+        *_machine(mode),
+        *_limits(asked, mode),
+        *_extras(),
+        *_app(asked),
+        *await _outbox(asked),
+        *await _store(asked),
+    ]
     if as_json:
         show_json({"items": [asdict(finding) for finding in findings], "next_cursor": None})
     else:
@@ -73,7 +81,7 @@ async def doctor(*, as_json: AsJson = False, where: Annotated[Where | None, Para
     return int(any(finding.status == "failed" for finding in findings))
 
 
-def _machine() -> Iterator[Finding]:
+def _machine(mode: str) -> Iterator[Finding]:
     import piecework
 
     yield Finding("piecework", "ok", piecework.__version__)
@@ -83,25 +91,23 @@ def _machine() -> Iterator[Finding]:
     pidfds, subreaper = hasattr(os, "pidfd_open"), linux.has_subreapers()
     detail = f"pidfd {_word(pidfds)}, prctl {_word(sys.platform == 'linux')}, subreaper {_word(subreaper)}"
     if linux.can_run_workers():
-        mode = linux.namespaces()
         lost = "; a worker's daemons outlive a kill of its keeper and zygote together" if mode == "session" else ""
         yield Finding("workers", "ok", f"{mode} mode: {detail}{lost}")
     else:
         yield Finding("workers", "warning", f"none here: {detail}; pieces need Linux, all else runs")
 
 
-def _limits(where: Where) -> Iterator[Finding]:
+def _limits(where: Where, mode: str) -> Iterator[Finding]:
     """How each limit of a space is enforced here."""
     if not linux.can_run_workers():
         return
-    there = linux.namespaces()
     name = where.app or app_name()
     try:
         app = None if name is None else load_app(name)
         settings, database = (Settings.load(), None) if app is None else (app.settings, app.database_url)
-        told = limits.report(settings, mode=there, store=where.url(), database=database)
+        told = limits.report(settings, mode=mode, store=where.url(), database=database)
     except PieceworkError:
-        told = limits.report(Settings(), mode=there)  # of what is wrong other findings tell
+        told = limits.report(Settings(), mode=mode)  # of what is wrong other findings tell
     for limit, words in told.items():
         missing = "not enforced" in words or "NOT protected" in words
         yield Finding(f"limit {limit}", "warning" if missing else "ok", words)

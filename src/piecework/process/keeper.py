@@ -62,10 +62,12 @@ def keep(
         until: When the lease lapses and everything is killed, in seconds of CLOCK_BOOTTIME; None is never.
         limits: What all that is under it may use.
     """
-    from piecework.process.meter import Meter, hang_up_board  # late: a node reads this file for its words only
+    from piecework.process.limits import separate_memory  # late: a node reads this file for its words only
+    from piecework.process.meter import Meter, hang_up_board
 
     os.setsid()
     if parent is None:
+        separate_memory(limits)
         wakeup = listen_to(signal.SIGCHLD)
     else:
         linux.become_subreaper()

@@ -7,6 +7,7 @@ and least privilege, no jail: what runs as the same user may do what this user m
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import threading
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 _THREAD_STACK_BYTES = 1024 * 1024
 _TASKS_BESIDE = 512  # threads of the processes that are allowed: RLIMIT_NPROC counts them too
 _SQLITE = "sqlite:///"
-_found_namespace: list[str] = []
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the place for it, not for files
+_of_zygote: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ def prepare() -> None:
     """Looks at what is the same for all workers; a zygote calls it once, when it has imported the app."""
     from piecework.process import kernel, landlock, meter, reach, seccomp  # noqa: F401 - so that each worker has them
 
-    _found_namespace[:] = [_user_namespace()]
+    _of_zygote.update({kind: _namespace(kind) for kind in ("user", "mnt")})
     if landlock.version():
         reach.code_paths()
 
@@ -72,13 +74,27 @@ def apply(limits: Limits) -> None:
         _cap(resource.RLIMIT_DATA, _data_bytes() + limits.memory_bytes)
     if limits.open_files is not None:
         _cap(resource.RLIMIT_NOFILE, limits.open_files)
-    if limits.processes is not None and _counts_tasks():
+    if limits.processes is not None and _is_own("user"):  # it then counts the tasks of this space alone
         _cap(resource.RLIMIT_NPROC, limits.processes + _TASKS_BESIDE)
     if sys.platform == "linux":
         from piecework.process import kernel, seccomp
 
         kernel.gain_no_privileges()
         seccomp.refuse()
+
+
+def separate_memory(limits: Limits) -> bool:
+    """Gives this namespace shared memory of its own, no larger than its memory; False where that cannot be.
+
+    Called in a keeper. What a space shares among its processes then is nobody else's, counts, and goes with it.
+    """
+    # Only where what is mounted shows nowhere else: a /proc of our own is there, so mounts are, and they go nowhere.
+    own = os.getpid() == 1 and Path("/proc/self").readlink().name == "1" and _is_own("mnt")
+    if not own or not Path(_SHARED_MEMORY).is_dir():
+        return False
+    from piecework.process import kernel
+
+    return kernel.mount_memory(_SHARED_MEMORY, limits.memory_bytes)
 
 
 def enter(init: Init) -> None:
@@ -182,13 +198,13 @@ def _data_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")), 0)
 
 
-def _counts_tasks() -> bool:
-    """Whether RLIMIT_NPROC counts the tasks of this space alone: in a user namespace of its own, of no real root."""
-    return bool(_found_namespace) and _found_namespace != [_user_namespace()]
+def _is_own(kind: str) -> bool:
+    """Whether this process is in another namespace of that kind than the zygote."""
+    return bool(_of_zygote.get(kind)) and _namespace(kind) not in {"", _of_zygote[kind]}
 
 
-def _user_namespace() -> str:
+def _namespace(kind: str) -> str:
     try:
-        return str(Path("/proc/self/ns/user").readlink())
+        return str(Path(f"/proc/self/ns/{kind}").readlink())
     except OSError:
         return ""

@@ -33,9 +33,7 @@ async def modest(piece):
 @app.piece("hoards", every_seconds=3600)
 async def hoards(piece):
     """Takes 2 GiB in small steps."""
-    held = []
-    for _ in range(2048):
-        held.append(bytearray(MEBIBYTE))
+    held = [bytearray(MEBIBYTE) for _ in range(2048)]
     return Success(len(held))
 
 
@@ -103,16 +101,15 @@ async def sleeps(piece):
 @app.piece("opens", every_seconds=3600)
 async def opens(piece):
     """Opens file after file."""
-    held = []
-    for _ in range(10_000):
-        held.append(open("/dev/null"))
+    held = [Path("/dev/null").open() for _ in range(10_000)]  # noqa: SIM115 - that is the point
+    return Success(len(held))
 
 
 @app.piece("fills", every_seconds=3600)
 async def fills(piece):
     """Writes more than there is room for."""
-    with open("large", "wb") as file:
-        for _ in range(64):
+    with open(piece.config.get("at", "large"), "wb") as file:  # noqa: PTH123 - a name may be relative
+        for _ in range(piece.config.get("mebibytes", 64)):  # noqa: FURB122 - one after the other
             file.write(bytes(MEBIBYTE))
 
 
@@ -125,7 +122,7 @@ async def looks(piece):
             "write": {
                 path: attempt(lambda path=path: Path(path).write_text("x")) for path in piece.config.get("write", ())
             },
-            "cwd": os.getcwd(),
+            "cwd": str(Path.cwd()),
             "temporary": tempfile.gettempdir(),
         }
     )
@@ -200,7 +197,7 @@ def attempt(action):
 def listed(path):
     """The names in a folder; none where it may not be read."""
     try:
-        return os.listdir(path)
+        return [entry.name for entry in Path(path).iterdir()]
     except OSError:
         return []
 
@@ -216,6 +213,6 @@ def content(path):
 def link(path):
     """Where a link leads."""
     try:
-        return os.readlink(path).encode()
+        return str(Path(path).readlink()).encode()
     except OSError:
         return b""
