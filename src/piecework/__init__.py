@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from piecework.run.admission import Serialized as Serialized
     from piecework.run.admission import SingletonLoop as SingletonLoop
     from piecework.run.admission import Transient as Transient
+    from piecework.run.failure import Backoff as Backoff
+    from piecework.run.failure import ThreeStrikes as ThreeStrikes
     from piecework.run.outcome import Failed as Failed
     from piecework.run.outcome import RetryAfter as RetryAfter
     from piecework.run.outcome import Skipped as Skipped
@@ -45,6 +47,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "App": "app",
+    "Backoff": "run.failure",
     "DELETE": "container.state",
     "Event": "bus.event",
     "EventBus": "bus.subscriptions",
@@ -63,6 +66,7 @@ _HOMES = {
     "StoreRegistry": "workflow.store_registry",
     "Step": "workflow.definition",
     "Success": "run.outcome",
+    "ThreeStrikes": "run.failure",
     "Transient": "run.admission",
     "Trigger": "workflow.definition",
     "Use": "container.parameters",

@@ -184,6 +184,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
     if serving:
         intake.on_left = dispatcher.wake
         dispatcher.others = (piece_events.look,)
+        pieces.on_told = dispatcher.wake
     store.listen(lambda topics: _hear(topics, node, dispatcher))
     return Parts(
         store=store,

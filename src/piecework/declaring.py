@@ -10,6 +10,7 @@ from piecework.container.registry import Recipe, Registry, Service
 from piecework.container.scope import Scope, parse
 from piecework.errors import DuplicateKeyError, InvalidStateError, ValidationError
 from piecework.run.admission import check_mode
+from piecework.run.failure import USUAL, FailurePolicy
 from piecework.services.command import Commands
 from piecework.services.declared_job import define_job
 from piecework.services.job_handle import Job
@@ -126,6 +127,7 @@ class Declarations:
         jitter: float | None = None,
         timeout_seconds: float = 600,
         accounting: str = "join",
+        failure: FailurePolicy | None = None,
     ) -> Callable[[F], F]:
         """Declares how pieces of an integration are updated, in their space's own process.
 
@@ -143,10 +145,11 @@ class Declarations:
                 interval when omitted, nothing of a schedule.
             timeout_seconds: After that an update is stopped, for real.
             accounting: "join" awaits tasks that an update left behind, "strict" fails the update for them.
+            failure: What follows failures: a `Backoff(…)`, as when omitted, or `ThreeStrikes()`.
 
         Raises:
             DuplicateKeyError: There is such an integration.
-            ValidationError: Something of it is not acceptable.
+            ValidationError: Something of it is not acceptable, or failure is no policy.
         """
         if not isinstance(integration, str):
             raise ValidationError("@app.piece needs the integration's name: @app.piece('feed', every_seconds=60)")
@@ -164,6 +167,9 @@ class Declarations:
         check_duration(f"piece {integration!r}: timeout_seconds", timeout_seconds)
         if accounting not in {"join", "strict"}:
             raise ValidationError(f"piece {integration!r}: accounting is 'join' or 'strict', not {accounting!r}")
+        policy = USUAL if failure is None else failure
+        if not isinstance(policy, FailurePolicy):
+            raise ValidationError(f"piece {integration!r}: failure is Backoff(…) or ThreeStrikes(), not {failure!r}")
 
         def declare(fn: F) -> F:
             _check_update(integration, fn)
@@ -175,6 +181,7 @@ class Declarations:
                 timing=timing,
                 timeout_seconds=timeout_seconds,
                 accounting="strict" if accounting == "strict" else "join",
+                failure=policy,
             )
             return fn
 

@@ -674,6 +674,52 @@ class ResumeSpace(Form, frozen=True):
         return await app.pieces.resume_space(self.space)
 
 
+class PausePiece(Form, frozen=True):
+    """Lets no update of a piece follow: `{changed}`.
+
+    Attributes:
+        reason: Why; it stands on the piece.
+    """
+
+    op: ClassVar[str] = "pieces.pause"
+    space: str
+    piece_id: str
+    reason: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """An update that is under way goes on to its end."""
+        return {"changed": await app.pieces.pause(self.space, self.piece_id, reason=self.reason)}
+
+
+class ResumePiece(Form, frozen=True):
+    """Enables a piece that is paused or out of order: `{changed}`.
+
+    Attributes:
+        reason: Why; it stands on the piece.
+    """
+
+    op: ClassVar[str] = "pieces.resume"
+    space: str
+    piece_id: str
+    reason: str | None = None
+
+    async def answer(self, app: OpenApp) -> Any:
+        """Its next update is due at once."""
+        return {"changed": await app.pieces.resume(self.space, self.piece_id, reason=self.reason)}
+
+
+class RemovePiece(Form, frozen=True):
+    """Ends a piece: nothing."""
+
+    op: ClassVar[str] = "pieces.remove"
+    space: str
+    piece_id: str
+
+    async def answer(self, app: OpenApp) -> Any:
+        """An update that is under way is stopped."""
+        await app.pieces.remove(self.space, self.piece_id)
+
+
 class Notify(Form, frozen=True):
     """Keeps what somebody is to be told until their digest is due: nothing."""
 
@@ -745,6 +791,9 @@ _FORMS: dict[str, type[Form]] = {
         ListSpaces,
         ShowSpace,
         ResumeSpace,
+        PausePiece,
+        ResumePiece,
+        RemovePiece,
         Notify,
         Info,
     )

@@ -111,10 +111,10 @@ def slot(key, mode="serialized", *, concurrency=1, hold=1, **rest):
 
 
 def piece(piece_id, *, observed="idle", run_id=None, next_run_at=None):
-    observations = dict.fromkeys(("last_run_at", "last_success_at", "last_failure_at", "last_error"))
+    observations = dict.fromkeys(("last_run_at", "last_success_at", "last_failure_at", "last_error", "broken_at"))
     return Piece(
-        "acme", piece_id, "feed", b"{}", 60_000_000, None, None, None, "enabled", None, observed, "Success", b"{}", run_id, next_run_at,
-        consecutive_failures=0, created_at=NOW, updated_at=NOW, **observations,
+        "acme", piece_id, "feed", b"{}", 60_000_000, None, None, None, "enabled", None, observed, "Success", b"{}",
+        run_id, next_run_at, consecutive_failures=0, created_at=NOW, updated_at=NOW, **observations,
     )  # fmt: skip
 
 
@@ -286,6 +286,7 @@ PLANTED = [
     ("piece_without_run", "piece acme/hn", "UPDATE pieces SET run_id = NULL WHERE piece_id = 'hn'"),
     ("piece_without_run", "piece acme/hn", "UPDATE pieces SET run_id = 'nobody' WHERE piece_id = 'hn'"),
     ("piece_without_run", "piece acme/hn", "UPDATE pieces SET run_id = 'hn-last' WHERE piece_id = 'hn'"),
+    ("piece_removed", "piece acme/broken", "UPDATE pieces SET desired = 'removed' WHERE piece_id = 'broken'"),
     ("piece_broken_and_due", "piece acme/broken", f"UPDATE pieces SET next_run_at = {NOW} WHERE piece_id = 'broken'"),
     ("piece_after_nothing", "piece acme/broken", "UPDATE pieces SET after_run_id = 'no' WHERE piece_id = 'broken'"),
     ("space_asleep", "space acme", f"UPDATE spaces SET next_due = {NOW + 6} WHERE space = 'acme'"),

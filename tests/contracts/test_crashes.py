@@ -295,6 +295,43 @@ async def _finish_piece(verbs):
     return Later(verbs).finish_piece(piece_end(await verbs.updating(), history_limit=1, next_run_id="r-1"))
 
 
+async def _break_a_piece(verbs):
+    run = await verbs.updating()
+    return Later(verbs).finish_piece(piece_end(run, "failed", permanent=True, next_run_id="r-1"))
+
+
+async def _remove_a_piece(verbs):
+    await verbs.register_piece(piece())
+    return Later(verbs).remove_piece()
+
+
+async def _remove_an_updating_piece(verbs):
+    await verbs.updating()
+    return Later(verbs).remove_piece()
+
+
+async def _finish_a_removed_piece(verbs):
+    run = await verbs.updating()
+    await verbs.remove_piece()
+    return Later(verbs).finish_piece(piece_end(run, next_run_id="r-1"))
+
+
+async def _wake_pieces(verbs):
+    await verbs.register_piece(piece(), at_once=False)
+    await verbs.updating(piece("busy"))
+    return Later(verbs).wake_pieces(await verbs.event_for_pieces(space="acme"))
+
+
+async def _move_a_piece(verbs):
+    await verbs.register_piece(piece())
+    return Later(verbs).move_piece(verbs.now, verbs.now + SECOND)
+
+
+async def _replace_an_update(verbs):
+    await verbs.updating()
+    return Later(verbs).run_piece(overlap="cancel")
+
+
 async def _notify(verbs):
     return Later(verbs).notify(notification("n-1", due_at=verbs.now + SECOND, occurrence="x"))
 
@@ -385,6 +422,12 @@ DEATHS = {
     _register_piece_again: ("known", "known"),
     _pause_a_piece: ("True", "False"),
     _finish_piece: ("completed", "completed"),
+    _break_a_piece: ("failed", "failed"),
+    _remove_a_piece: ("removed", "NOT_FOUND"),
+    _remove_an_updating_piece: ("told", "NOT_FOUND"),
+    _finish_a_removed_piece: ("aborted", "aborted"),
+    _wake_pieces: ("2 woken", "undecided"),
+    _move_a_piece: ("True", "False"),
     _notify: ("woken", "duplicate"),
     _notify_once: ("woken", "duplicate"),
     _notify_a_batch: ("duplicate woken duplicate", "duplicate duplicate duplicate"),
@@ -407,9 +450,10 @@ async def test_a_verb_that_dies(ground, setup):
     assert survived.requests > 0
 
 
-async def test_a_piece_wanted_now(ground):
+@pytest.mark.parametrize("setup", [_run_piece, _replace_an_update])
+async def test_a_piece_wanted_now(ground, setup):
     """A piece that is wanted now, and asked for again, is wanted once: the answer names the same update."""
-    survived = await crash_everywhere(ground, _run_piece)
+    survived = await crash_everywhere(ground, setup)
     assert survived.first == survived.again
 
 

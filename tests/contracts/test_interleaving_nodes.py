@@ -10,6 +10,7 @@ import pytest
 from contracts.orders import all_claimed, anyio_backend, arena, ended, endings, runs, samples
 from piecework.clock import SECOND
 from piecework.store.items import Park
+from piecework.store.records import Piece
 from piecework.store.verbs import retention, waiting
 from piecework.testing.proof_calls import Later, together
 from piecework.testing.rows import event, job, node, notification, piece, piece_end, published, route, slot, waits
@@ -238,7 +239,7 @@ async def test_pieces_registered_in_opposite_order(arena):
     await endings(arena, setup, check)
 
 
-@pytest.mark.parametrize("other", ["register_piece", "run_piece", "pause"])
+@pytest.mark.parametrize("other", ["register_piece", "run_piece", "pause", "remove"])
 async def test_end_of_an_update(arena, other):
     """What is asked of a piece while its update ends is not lost, and one update at most is to come."""
 
@@ -250,15 +251,47 @@ async def test_end_of_an_update(arena, other):
             "register_piece": lambda: later.register_piece(piece(config=b"2")),
             "run_piece": later.run_piece,
             "pause": lambda: later.set_desired("paused"),
+            "remove": later.remove_piece,
         }
         return [later.finish_piece(piece_end(run)), asked[other]()]
 
     async def check(end):
-        row = await end.verbs.piece()
         unended = [run for run in await runs(end.verbs) if run.ended_at is None]
-        assert len(unended) == (0 if other == "pause" else 1)
+        assert len(unended) == (0 if other in {"pause", "remove"} else 1)
+        if other == "remove":
+            assert await end.verbs.store.read("list_pieces", {"space": None}, Piece) == []
+            return "as asked"
+        row = await end.verbs.piece()
         if other == "register_piece":
             assert (row.config, row.next_run_at) == (b"2", end.verbs.now)
+        return "as asked"
+
+    assert await endings(arena, setup, check) == {"as asked"}
+
+
+@pytest.mark.parametrize("other", ["finish", "claim", "pause", "wake"])
+async def test_an_event_for_a_piece(arena, other):
+    """What an event is for is updated for it, whatever happens at the same time, unless it is paused: and once."""
+
+    async def setup(verbs):
+        later = Later(verbs)
+        if other == "finish":
+            beside = later.finish_piece(piece_end(await verbs.updating()))
+        else:
+            await verbs.register_piece(piece())
+        seq = await verbs.event_for_pieces(space="acme")
+        if other == "claim":
+            beside = later.claim()
+        elif other == "pause":
+            beside = later.set_desired("paused")
+        elif other == "wake":
+            beside = later.wake_pieces(seq)
+        return [later.wake_pieces(seq), beside]
+
+    async def check(end):
+        unended = [run for run in await runs(end.verbs) if run.ended_at is None]
+        assert await end.verbs.pending("piece:feed") == []
+        assert len([run for run in unended if run.event_seq is not None]) == (0 if other == "pause" else 1)
         return "as asked"
 
     assert await endings(arena, setup, check) == {"as asked"}
@@ -287,6 +320,30 @@ async def test_claim_and_pause_of_a_piece(arena):
         return [Later(verbs).claim(), Later(verbs).set_desired("paused")]
 
     await endings(arena, setup)
+
+
+@pytest.mark.parametrize("other", ["claim", "register_piece", "run_piece", "pause"])
+async def test_removal_of_a_piece(arena, other):
+    """A piece that is removed while something else is done to it is gone, or a new one, and has one update at most."""
+
+    async def setup(verbs):
+        await verbs.register_piece(piece())
+        later = Later(verbs)
+        asked = {
+            "claim": later.claim,
+            "register_piece": lambda: later.register_piece(piece(config=b"2")),
+            "run_piece": later.run_piece,
+            "pause": lambda: later.set_desired("paused"),
+        }
+        return [later.remove_piece(), asked[other]()]
+
+    async def check(end):
+        left = await end.verbs.store.read("list_pieces", {"space": None}, Piece)
+        unended = [run for run in await runs(end.verbs) if run.ended_at is None]
+        assert {(row.space, row.piece_id) for row in left} == {(run.space, run.key_value) for run in unended}
+        assert len(unended) <= 1
+
+    await endings(arena, setup, check)
 
 
 # -- history ----------------------------------------------------------------------------------------------------

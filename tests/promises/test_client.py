@@ -575,6 +575,11 @@ async def test_pieces_are_registered_and_run_from_a_client(make_app, store, data
         assert [update.outcome for update in updates] == [None, "success", "success"]
         assert [piece.space for piece in await client.pieces.list()] == ["acme", "bcme"]
         assert await client.pieces.register(**asked) is False
+        assert await client.pieces.pause("acme", "hn", reason="holiday") is True
+        assert (await kinds.pieces.get("acme", "hn")).desired_reason == "holiday"
+        assert [await client.pieces.resume("acme", "hn"), await client.pieces.resume("acme", "hn")] == [True, False]
+        await client.pieces.remove("acme", "hn")
+        assert [piece.space for piece in await client.pieces.list()] == ["bcme"]
 
 
 async def test_a_piece_that_is_not_there_is_not_found(pair):
@@ -582,7 +587,8 @@ async def test_a_piece_that_is_not_there_is_not_found(pair):
     async with pair() as (_, client):
         with pytest.raises(NotFoundError, match="no integration 'feed'"):
             await client.pieces.register(space="acme", piece_id="x", integration="feed")
-        for look in (client.pieces.get, client.pieces.runs, client.pieces.run_now):
+        doors = client.pieces
+        for look in (doors.get, doors.runs, doors.run_now, doors.pause, doors.resume, doors.remove):
             with pytest.raises(NotFoundError):
                 await look("acme", "none")
 

@@ -22,6 +22,8 @@ from .test_pieces import Line, runs
 pytestmark = pytest.mark.skipif(not linux.can_run_workers(), reason="workers need pidfds")
 SETTINGS = Settings(space_grace_seconds=0.2, close_timeout_seconds=2)
 DAY = timedelta(days=1)
+ONE = pytest.mark.engines("sqlite")
+"""Both engines keep these promises in the contract; the way from there to a worker is the same."""
 
 
 @pytest.fixture
@@ -88,6 +90,7 @@ def moment(clock):
 
 
 @pytest.mark.covers("N400")
+@ONE
 async def test_a_piece_with_a_schedule(app, clock):
     """A piece with a schedule is updated at once when it is new, then at its times, in its time zone."""
     first = await add(app, "daily")
@@ -100,6 +103,7 @@ async def test_a_piece_with_a_schedule(app, clock):
 
 
 @pytest.mark.covers("N400")
+@ONE
 async def test_a_piece_has_times_of_its_own(app):
     """A registration may give an interval or a schedule of its own; the next one gives the integration's back."""
     await add(app, "daily", every_seconds=30)
@@ -111,6 +115,24 @@ async def test_a_piece_has_times_of_its_own(app):
     for wrong in ({"schedule": "never"}, {"schedule": "@daily", "every_seconds": 5}):
         with pytest.raises(ValidationError):
             await app.pieces.register(space="acme", piece_id="r", integration="daily", **wrong)
+
+
+@pytest.mark.engines("postgres")
+async def test_a_client_learns_the_times_from_the_node(make_times, make_app):
+    """A client that has not the code tells when a piece runs, and registers it so, by the word of a living node."""
+    async with make_times(), make_app().open(role="client") as client:
+        await client.pieces.register(space="acme", piece_id="p", integration="waits", config={})
+        await client.pieces.register(space="acme", piece_id="q", integration="daily", schedule="0 9 * * *")
+        told = {piece.piece_id: (piece.observed, piece.schedule) for piece in await client.pieces.list()}
+        assert told["p"] == ("waiting", "on feed.changed, mail.*")
+        assert told["q"][1] == "0 9 * * * Europe/Berlin"
+    assert (await looked_at(make_app)).schedule == "unknown: no living node has its integration"
+
+
+async def looked_at(make_app):
+    """A piece as an app without its code sees it."""
+    async with make_app().open(role="client") as client:
+        return await client.pieces.get("acme", "p")
 
 
 @pytest.mark.covers("N401")
@@ -141,45 +163,51 @@ async def test_a_piece_that_waits_for_events(app):
     await app.pieces.register(space="acme", piece_id="p", integration="waits")
     piece = await app.pieces.get("acme", "p")
     assert (piece.observed, piece.next_run_at, await app.pieces.runs("acme", "p")) == ("waiting", None, [])
+    heard = listen(app)
     await app.publish("feed.unchanged", {}, space="acme")
     for type_, event_id in (("feed.changed", "e-1"), ("mail.new", "e-2")):
         receipt = await app.publish(type_, {"n": event_id}, id=event_id, space="acme")
         told = {result.workflow_id: result.outcome for result in receipt.dispatched}
         assert told["piece:waits"] == "pending"  # in the commit that took the event
-        update = await woken(app)
+        update = await woken(app, heard)
         assert (update.trigger_id, update.result["event"]) == ("event", [type_, event_id, {"n": event_id}, "acme"])
     assert (await app.pieces.get("acme", "p")).observed == "waiting"
     assert len(await app.pieces.runs("acme", "p")) == 2
 
 
-async def woken(app, piece_id="p", space="acme"):
-    """The update of a piece that waits for events, when it has ended."""
-    while True:
-        updates = await app.pieces.runs(space, piece_id)
-        if updates and updates[0].ended_at is None:
-            await app.runtime.wait(updates[0].run_id, timeout_seconds=25)
-        elif updates and (await app.pieces.get(space, piece_id)).observed == "waiting":
-            seen = app.__dict__.setdefault("_seen", set())
-            if updates[0].run_id not in seen:
-                seen.add(updates[0].run_id)
-                return await app.runtime.get(updates[0].run_id)
-        await asyncio.sleep(0)
+def listen(app, type_="looked"):
+    """What is told of updates, as it comes."""
+    heard = asyncio.Queue()
+    app.bus.subscribe(type_, heard.put_nowait)
+    return heard
+
+
+async def woken(app, heard):
+    """The next update that tells of itself, when it has ended."""
+    event = await asyncio.wait_for(heard.get(), 25)
+    piece_id, space = event.payload["piece"], event.space
+    update = next(update for update in await app.pieces.runs(space, piece_id) if update.started_at is not None)
+    _ = (await app.runtime.wait(update.run_id, timeout_seconds=25)).ok
+    return await app.runtime.get(update.run_id)
 
 
 @pytest.mark.covers("N404")
+@ONE
 async def test_an_event_is_for_its_space(app):
     """An event of a space wakes its pieces only; one without a space wakes those of every space."""
     for space in ("acme", "beta"):
         await app.pieces.register(space=space, piece_id="p", integration="waits")
+    heard = listen(app)
     await app.publish("feed.changed", {}, space="beta")
-    await woken(app, space="beta")
+    assert (await woken(app, heard)).space == "beta"
     assert await app.pieces.runs("acme", "p") == []
     await app.publish("feed.changed", {})
-    for space in ("acme", "beta"):
-        assert (await woken(app, space=space)).result["event"][3] is None
+    both = [await woken(app, heard) for _ in range(2)]
+    assert sorted((update.space, update.result["event"][3]) for update in both) == [("acme", None), ("beta", None)]
 
 
 @pytest.mark.covers("N404")
+@ONE
 async def test_an_interval_and_events(app):
     """A piece with an interval and events is updated at once by an event; its interval begins anew after that."""
     await add(app, "waits-or-polls")
@@ -201,24 +229,27 @@ async def test_an_event_outlives_the_node_that_took_it(make_times, make_app, clo
     async with make_app(clock=clock) as other:
         receipt = await other.publish("feed.changed", {}, id="e-1", space="acme")
         assert {result.outcome for result in receipt.dispatched} == {"pending"}
-    async with make_times(clock=clock) as app:
-        assert (await woken(app)).result["event"][1] == "e-1"
+    app = make_times(clock=clock)
+    heard = listen(app)
+    async with app:
+        assert (await woken(app, heard)).result["event"][1] == "e-1"
 
 
+@ONE
 async def test_a_piece_that_feeds_itself_stops(app):
     """A piece whose events wake itself is not woken for ever: its events count the updates that they came by."""
     await app.pieces.register(space="acme", piece_id="p", integration="feeds-itself")
+    heard = listen(app, "round")
     await app.publish("round", {}, space="acme")
-    hops = []
-    while not hops or hops[-1] < 31:
-        updates = await app.pieces.runs("acme", "p")
-        hops = sorted(update.result["hops"] for update in updates if update.result)
-        await asyncio.sleep(0)
-    assert hops == list(range(32))
+    told = [(await asyncio.wait_for(heard.get(), 25)).payload.get("hops") for _ in range(33)]
+    assert told == [None, *range(32)]
+    await ended(app, place=0)
+    assert len(await app.pieces.runs("acme", "p")) == 32
 
 
 @pytest.mark.covers("N403")
 @pytest.mark.parametrize("overlap", ["skip", "queue", "cancel"])
+@ONE
 async def test_what_comes_while_an_update_is_under_way(app, line, overlap):
     """While one is under way "skip" adds nothing, "queue" one more right after it, "cancel" stops it for real first."""
     await app.pieces.register(space="acme", piece_id="p", integration=f"held-{overlap}", config=line.config)
@@ -241,6 +272,7 @@ async def test_what_comes_while_an_update_is_under_way(app, line, overlap):
 
 
 @pytest.mark.covers("A12")
+@ONE
 async def test_a_slow_piece_does_not_delay_its_neighbours(app, line):
     """While an update takes its time, those of other pieces of its space, and of other spaces, come and go."""
     await app.pieces.register(space="acme", piece_id="slow", integration="held-skip", config=line.config)
@@ -254,6 +286,7 @@ async def test_a_slow_piece_does_not_delay_its_neighbours(app, line):
 
 
 @pytest.mark.covers("A13")
+@ONE
 async def test_off_and_on_while_an_update_is_under_way(app, line, clock):
     """Paused during its update a piece stays paused; paused and enabled during it, it has one update to come."""
     await app.pieces.register(space="acme", piece_id="p", integration="held-skip", config=line.config)
@@ -278,6 +311,7 @@ async def test_off_and_on_while_an_update_is_under_way(app, line, clock):
 
 @pytest.mark.covers("A17")
 @pytest.mark.parametrize("hours", [1, -1])
+@ONE
 async def test_a_clock_that_is_set_neither_stops_nor_storms(app, clock, hours):
     """When the wall clock is set by an hour, each piece's next update comes within its interval, and only one."""
     for name in ("a", "b", "c"):
@@ -294,6 +328,7 @@ async def test_a_clock_that_is_set_neither_stops_nor_storms(app, clock, hours):
 
 
 @pytest.mark.covers("N402")
+@ONE
 async def test_what_is_overdue_after_a_start_comes_in_turn(make_times, clock):
     """After downtime overdue pieces run one after the other, those that have waited longest since an update first."""
     names = ["d", "a", "c", "b"]

@@ -455,12 +455,53 @@ class RemotePieces:
         """
         given = {} if config is None else config
         encode_mapping(given, what="config")
-        asked = {"space": space, "piece_id": piece_id, "integration": integration, "config": given}
+        asked: dict[str, Any] = {"space": space, "piece_id": piece_id, "integration": integration, "config": given}
         expressions = schedule if schedule is None or isinstance(schedule, str) else list(schedule)
         asked |= {"every_seconds": every_seconds, "schedule": expressions}
         answer = await self._link.ask("pieces.add", asked)
         added: bool = answer["added"]
         return added
+
+    async def pause(self, space: str, piece_id: str, *, reason: str | None = None) -> bool:
+        """Lets no update of a piece follow until it is resumed or registered again; see `PieceService.pause`.
+
+        Returns:
+            False when it was paused already: also when the node went away after it had paused it, and another one was
+            asked again.
+
+        Raises:
+            NotFoundError: There is no such piece.
+            ValidationError: The reason is no text.
+            NoNodeError: There is no node.
+        """
+        answer = await self._link.ask("pieces.pause", {"space": space, "piece_id": piece_id, "reason": reason})
+        changed: bool = answer["changed"]
+        return changed
+
+    async def resume(self, space: str, piece_id: str, *, reason: str | None = None) -> bool:
+        """Enables a piece that is paused or out of order; see `PieceService.resume`.
+
+        Returns:
+            False when it is enabled, and neither stopped nor half-open: also when the node went away after it had
+            enabled it, and another one was asked again.
+
+        Raises:
+            NotFoundError: There is no such piece.
+            ValidationError: The reason is no text.
+            NoNodeError: There is no node.
+        """
+        answer = await self._link.ask("pieces.resume", {"space": space, "piece_id": piece_id, "reason": reason})
+        changed: bool = answer["changed"]
+        return changed
+
+    async def remove(self, space: str, piece_id: str) -> None:
+        """Ends a piece, and an update of it that is under way; see `PieceService.remove`.
+
+        Raises:
+            NotFoundError: There is no such piece.
+            NoNodeError: There is no node. One that went away is not asked again: the piece may have gone with it.
+        """
+        await self._link.ask("pieces.remove", {"space": space, "piece_id": piece_id}, again=False)
 
     async def list(self, *, space: str | None = None) -> list[PieceRecord]:
         """Registered pieces, of one space or of all.

@@ -39,7 +39,7 @@ class Kind(Protocol):
         ...
 
     def offers(self) -> list[str]:
-        """What other processes may find here: workflows by their ids, integrations as `piece:NAME=SECONDS`."""
+        """What other processes may find here: workflows by their ids, integrations as `piece:NAME={timing}`."""
         ...
 
     def routes(self, event: Event) -> list[Route]:

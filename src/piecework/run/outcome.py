@@ -48,8 +48,7 @@ class RetryAfter:
     seconds: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seconds, int | float) or not 0 <= self.seconds < math.inf:
-            raise ValidationError(f"RetryAfter needs a number of seconds from 0, not {self.seconds!r}")
+        _check_seconds("RetryAfter", self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +58,13 @@ class Failed:
     Attributes:
         error: What happened, in a sentence.
         permanent: True when trying again cannot help: the piece stops until it is enabled again.
+        retry_after_seconds: How long to wait at least before the next attempt, where the failure says so.
         code: A stable code for programs.
         type: The exception's qualified name where there was one.
         trace: Its traceback as text where there was one.
+
+    Raises:
+        ValidationError: `retry_after_seconds` is negative or not a number.
     """
 
     name: ClassVar[str] = "failed"
@@ -70,6 +73,16 @@ class Failed:
     code: str = "EXECUTION_FAILED"
     type: str = ""
     trace: str = ""
+    retry_after_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.retry_after_seconds is not None:
+            _check_seconds("Failed: retry_after_seconds", self.retry_after_seconds)
+
+
+def _check_seconds(what: str, seconds: Any) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise ValidationError(f"{what} needs a number of seconds from 0, not {seconds!r}")
 
 
 Outcome = Success | Skipped | RetryAfter | Failed

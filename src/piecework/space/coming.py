@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from piecework.run.failure import Observed
 from piecework.run.lifecycle import ENDED, Status, check_move
 from piecework.run.parts import encode, tell_to_end, write_entries
 from piecework.store.items import NewEntry
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 KIND = "piece"
 INTERRUPTED = "interrupted"
-WAITING = "waiting"
-"""What is observed of a piece that no time makes due: it waits for an event."""
 
 REGISTERED, INTERVAL, CRON, EVENT, MANUAL, RETRY = "registered", "interval", "cron", "event", "manual", "retry"
 """What made an update due: `Run.trigger_id`."""
@@ -44,6 +43,7 @@ def ask(
     trigger: str,
     overlap: str,
     event: EventRow | None = None,
+    hops: int = 0,
 ) -> tuple[str, Aborting | None]:
     """Makes an update due now, or does what the overlap says where one is under way; answers which update it will be.
 
@@ -55,20 +55,28 @@ def ask(
         trigger: What asks for it.
         overlap: skip, queue or cancel.
         event: What is handed to the update; of several the newest.
+        hops: How many runs asked for one another before this one was asked for.
     """
     run = update_to_come(draft, piece)
     if run is None or run.owner is None:
-        return bring_forward(draft, piece, fresh_run_id, now, trigger=trigger, event=event), None
+        return bring_forward(draft, piece, fresh_run_id, now, trigger=trigger, event=event, hops=hops), None
     if overlap == "skip":
         return run.run_id, None
-    after = _queue_behind(draft, piece, fresh_run_id, now, trigger=trigger, event=event)
+    after = _queue_behind(draft, piece, fresh_run_id, now, trigger=trigger, event=event, hops=hops)
     if overlap != "cancel" or run.abort_reason is not None:
         return after.run_id, None
     return after.run_id, tell_to_end(draft, run, f"replaced by update {after.run_id}", now)
 
 
 def bring_forward(
-    draft: Draft, piece: Piece, fresh_run_id: str, now: int, *, trigger: str = REGISTERED, event: EventRow | None = None
+    draft: Draft,
+    piece: Piece,
+    fresh_run_id: str,
+    now: int,
+    *,
+    trigger: str = REGISTERED,
+    event: EventRow | None = None,
+    hops: int = 0,
 ) -> str:
     """Makes the queued update due now, or queues one where there is none, or behind the one that is under way.
 
@@ -76,12 +84,13 @@ def bring_forward(
     """
     run = update_to_come(draft, piece)
     if run is None:
-        queue(draft, piece, fresh_run_id, now, now, trigger=trigger, event=event)
-        draft.put(replace(piece, run_id=fresh_run_id, next_run_at=now, observed="idle"))
+        queue(draft, piece, fresh_run_id, now, now, trigger=trigger, event=event, hops=hops)
+        observed = Observed.IDLE if piece.observed == Observed.WAITING else piece.observed
+        draft.put(replace(piece, run_id=fresh_run_id, next_run_at=now, observed=observed))
         return fresh_run_id
     if run.owner is None:
         due_at = now if run.due_at is None else min(run.due_at, now)
-        later = replace(run, due_at=due_at, workflow_id=piece.integration)
+        later = replace(run, due_at=due_at, workflow_id=piece.integration, hops=max(run.hops, hops))
         if event is not None:
             later = _for_event(later, trigger, event)
         elif run.due_at is None or run.due_at > now:
@@ -90,18 +99,19 @@ def bring_forward(
         occurrence = None if piece.occurrence is None else min(piece.occurrence, now)
         draft.put(replace(piece, next_run_at=due_at, occurrence=occurrence))
         return run.run_id
-    return _queue_behind(draft, piece, fresh_run_id, now, trigger=trigger, event=event).run_id
+    return _queue_behind(draft, piece, fresh_run_id, now, trigger=trigger, event=event, hops=hops).run_id
 
 
 def _queue_behind(
-    draft: Draft, piece: Piece, fresh_run_id: str, now: int, *, trigger: str, event: EventRow | None
+    draft: Draft, piece: Piece, fresh_run_id: str, now: int, *, trigger: str, event: EventRow | None, hops: int
 ) -> Run:
     """The update that follows right after the one under way; there is one at most."""
     if piece.after_run_id is None:
-        after = queue(draft, piece, fresh_run_id, None, now, trigger=trigger, event=event)
+        after = queue(draft, piece, fresh_run_id, None, now, trigger=trigger, event=event, hops=hops)
         draft.put(replace(piece, after_run_id=after.run_id))
         return after
     after = draft.get(Run, piece.after_run_id)
+    after = replace(after, hops=max(after.hops, hops))
     later = after if event is None else _for_event(after, trigger, event)
     if REGISTERED in {trigger, after.trigger_id}:
         later = replace(later, trigger_id=REGISTERED)
@@ -120,7 +130,7 @@ def rest(draft: Draft, piece: Piece, now: int) -> None:
         return
     if run is not None:
         end_uncharged(draft, run, "its piece has no times any more", now)
-    draft.put(replace(piece, run_id=None, next_run_at=None, occurrence=None, observed=WAITING))
+    draft.put(replace(piece, run_id=None, next_run_at=None, occurrence=None, observed=Observed.WAITING))
 
 
 def start_after(draft: Draft, piece: Piece, now: int) -> Piece:
@@ -156,6 +166,7 @@ def queue(
     trigger: str,
     event: EventRow | None = None,
     again: Run | None = None,
+    hops: int = 0,
 ) -> Run:
     """Adds an update of a piece, due at a moment or not yet.
 
@@ -168,6 +179,7 @@ def queue(
         trigger: What asks for it.
         event: What it is handed.
         again: The update that it repeats: it is handed the same event.
+        hops: How many runs asked for one another before this one was asked for.
     """
     run = Run(
         run_id=run_id,
@@ -183,7 +195,7 @@ def queue(
         stage=None,
         version=None,
         event_seq=None if again is None else again.event_seq,
-        hops=0 if again is None else again.hops,
+        hops=hops if again is None else again.hops,
         due_at=due_at,
         created_at=now,
     )

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from piecework.clock import SECOND
 from piecework.errors import NotFoundError, StaleEpochError, ValidationError
-from piecework.run.failure import FIRST_BACKOFF, backoff
+from piecework.run.failure import Observed
 from piecework.run.lifecycle import ENDED, Status, check_move
-from piecework.run.parts import encode, write_entries
+from piecework.run.parts import encode, tell_to_end, write_entries
 from piecework.run.schedule import next_run
 from piecework.space.coming import (
     CRON,
@@ -22,7 +22,6 @@ from piecework.space.coming import (
     MANUAL,
     REGISTERED,
     RETRY,
-    WAITING,
     ask,
     bring_forward,
     drop_after,
@@ -31,13 +30,16 @@ from piecework.space.coming import (
     rest,
     start_after,
 )
+from piecework.space.verdicts import judge_failure, judge_success
 from piecework.store.items import (
     FinishPiece,
     NewEntry,
     PieceAsked,
     PieceFinished,
+    PieceRemoved,
     Registered,
     RegisterPiece,
+    RemovePiece,
     RunPiece,
     SetDesired,
 )
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 ENABLED = "enabled"
 PAUSED = "paused"
-BROKEN = "broken"
+REMOVED = "removed"
 
 
 def decide_register_piece(draft: Draft, item: RegisterPiece, now: int) -> Registered:
@@ -57,9 +59,10 @@ def decide_register_piece(draft: Draft, item: RegisterPiece, now: int) -> Regist
     One that waits for events alone has no first update.
     """
     before = draft.find(Piece, item.piece.space, item.piece.piece_id)
-    if before is None:
+    if before is None or before.desired == REMOVED:
         piece = replace(item.piece, created_at=now, updated_at=now)
-        draft.add(piece)
+        if before is not None:  # its namesake's last update is still being stopped: the first one of this piece follows
+            piece = replace(piece, run_id=before.run_id)
         _begin(draft, piece, item, now)
         return Registered(added=True)
     piece = replace(
@@ -71,6 +74,7 @@ def decide_register_piece(draft: Draft, item: RegisterPiece, now: int) -> Regist
         occurrence=None,
         desired=ENABLED,
         desired_reason=None,
+        observed=Observed.IDLE,
         status="Re-initializing",
         consecutive_failures=0,
         updated_at=now,
@@ -81,15 +85,20 @@ def decide_register_piece(draft: Draft, item: RegisterPiece, now: int) -> Regist
 
 def _begin(draft: Draft, piece: Piece, item: RegisterPiece, now: int) -> None:
     if item.at_once:
-        bring_forward(draft, piece, item.run_id, now, trigger=REGISTERED)
+        bring_forward(draft, piece, item.run_id, now, trigger=REGISTERED, hops=item.hops)
     else:
         rest(draft, piece, now)
 
 
 def decide_run_piece(draft: Draft, item: RunPiece, now: int) -> PieceAsked:
-    """Makes the next update due now and answers its run; where one is under way the overlap says what follows."""
+    """Makes the next update due now and answers its run; where one is under way the overlap says what follows.
+
+    An update of a broken piece is a probe: it goes on as usual when that succeeds.
+    """
     piece = _known(draft, item.space, item.piece_id)
-    run_id, aborting = ask(draft, piece, item.run_id, now, trigger=MANUAL, overlap=item.overlap)
+    if piece.observed == Observed.BROKEN:
+        piece = replace(piece, observed=Observed.HALF_OPEN)
+    run_id, aborting = ask(draft, piece, item.run_id, now, trigger=MANUAL, overlap=item.overlap, hops=item.hops)
     return PieceAsked(run_id=run_id, aborting=aborting)
 
 
@@ -97,7 +106,7 @@ def decide_set_desired(draft: Draft, item: SetDesired, now: int) -> bool:
     """Pauses a piece, so that no update follows, or enables it, so that one is due now; answers whether that is new.
 
     An update that is under way goes on to its end. One that was to come is gone; if it had begun it ends interrupted.
-    Enabling what is enabled, and has not stopped for good, changes nothing.
+    Enabling what is enabled, and is not out of order, changes nothing.
 
     Raises:
         NotFoundError: There is no such piece.
@@ -111,15 +120,42 @@ def decide_set_desired(draft: Draft, item: SetDesired, now: int) -> bool:
         )
     same = piece.desired == item.desired
     if item.desired == PAUSED:
-        left = _call_off(draft, drop_after(draft, piece, "the piece was paused", now), now)
+        left = _call_off(draft, drop_after(draft, piece, "the piece was paused", now), now, "the piece was paused")
         if not (same and left is piece):
             draft.put(replace(left, desired=PAUSED, desired_reason=item.reason, updated_at=now))
         return not same
-    if same and piece.observed != BROKEN:
+    if same and not Observed(piece.observed).out_of_order:
         return False
-    wanted = replace(piece, desired=ENABLED, desired_reason=item.reason, consecutive_failures=0, updated_at=now)
-    bring_forward(draft, wanted, item.run_id, now)
+    wanted = replace(
+        piece,
+        desired=ENABLED,
+        desired_reason=item.reason,
+        observed=Observed.IDLE,
+        consecutive_failures=0,
+        updated_at=now,
+    )
+    bring_forward(draft, wanted, item.run_id, now, hops=item.hops)
     return True
+
+
+def decide_remove_piece(draft: Draft, item: RemovePiece, now: int) -> PieceRemoved:
+    """Ends a piece: an update that was to come is gone, one that is under way is told to end, and the row goes with it.
+
+    What its updates came to stays in the history, until that is forgotten.
+
+    Raises:
+        NotFoundError: There is no such piece.
+    """
+    why = "the piece was removed"
+    piece = _call_off(draft, drop_after(draft, _known(draft, item.space, item.piece_id), why, now), now, why)
+    run = None if piece.run_id is None else draft.find(Run, piece.run_id)
+    if run is None or Status(run.status) in ENDED:
+        draft.remove(Piece, *piece.identity())
+        return PieceRemoved()
+    draft.put(replace(piece, desired=REMOVED, desired_reason=None, next_run_at=None, updated_at=now))
+    if run.abort_reason is not None:
+        return PieceRemoved()
+    return PieceRemoved(aborting=tell_to_end(draft, run, why, now))
 
 
 def decide_finish_piece(draft: Draft, item: FinishPiece, now: int) -> PieceFinished:
@@ -135,27 +171,38 @@ def decide_finish_piece(draft: Draft, item: FinishPiece, now: int) -> PieceFinis
     if piece is not None and piece.after_run_id is not None and run.abort_reason is not None:
         item = replace(item, outcome=INTERRUPTED if item.outcome == "failed" else item.outcome)  # it made room
     status = _end_run(draft, run, item, now)
-    if piece is None:
+    if piece is None or piece.run_id != run.run_id:
         return PieceFinished(status=status, next_run_at=None)
-    piece = _followed(draft, _observed(piece, item, now), run, item, now)
-    draft.put(piece)
-    return PieceFinished(status=status, next_run_at=piece.next_run_at)
-
-
-def _followed(draft: Draft, piece: Piece, run: Run, item: FinishPiece, now: int) -> Piece:
-    """The piece with what follows an update: the one that was asked for meanwhile, its next time, or nothing."""
+    if piece.desired == REMOVED:
+        draft.remove(Piece, *piece.identity())
+        return PieceFinished(status=status, next_run_at=None)
     after = None if piece.after_run_id is None else draft.get(Run, piece.after_run_id)
     anew = after is not None and after.trigger_id == REGISTERED  # it is another configuration that failed
-    if item.outcome == "failed" and item.permanent and not anew:
+    told: str | None
+    if item.outcome == "failed" and run.abort_reason is None and not anew:
+        piece, moment, told = judge_failure(draft, piece, run, item, now)
+        trigger = RETRY
+    else:
+        piece, told = _observed(draft, piece, run, item, now)
+        moment, trigger = _next_moment(item, now)
+    piece = _followed(draft, piece, run, item, moment, trigger, now)
+    draft.put(piece)
+    return PieceFinished(status=status, next_run_at=piece.next_run_at, told=told)
+
+
+def _followed(
+    draft: Draft, piece: Piece, run: Run, item: FinishPiece, moment: int | None, trigger: str, now: int
+) -> Piece:
+    """The piece with what follows an update: the one that was asked for meanwhile, its next time, or nothing."""
+    if piece.observed == Observed.BROKEN:
         piece = drop_after(draft, piece, "the piece has stopped for good", now)
-        return replace(piece, observed=BROKEN, run_id=None, next_run_at=None, occurrence=None)
-    if after is not None:
+        return replace(piece, run_id=None, next_run_at=None, occurrence=None)
+    if piece.after_run_id is not None:
         return start_after(draft, piece, now)
     if piece.desired == PAUSED:
         return replace(piece, run_id=None, next_run_at=None, occurrence=None)
-    moment, trigger = _next_moment(piece, item, now)
     if moment is None:
-        return replace(piece, observed=WAITING, run_id=None, next_run_at=None, occurrence=None)
+        return replace(piece, observed=Observed.WAITING, run_id=None, next_run_at=None, occurrence=None)
     queue(draft, piece, item.next_run_id, moment, now, trigger=trigger, again=run if trigger == RETRY else None)
     occurrence = item.occurrence if trigger == CRON else piece.occurrence
     return replace(piece, run_id=item.next_run_id, next_run_at=moment, occurrence=occurrence)
@@ -163,7 +210,7 @@ def _followed(draft: Draft, piece: Piece, run: Run, item: FinishPiece, now: int)
 
 def _known(draft: Draft, space: str, piece_id: str) -> Piece:
     piece = draft.find(Piece, space, piece_id)
-    if piece is None:
+    if piece is None or piece.desired == REMOVED:
         raise NotFoundError(
             f"there is no piece {piece_id!r} in space {space!r}: `piecework pieces list` shows them",
             space=space,
@@ -172,7 +219,7 @@ def _known(draft: Draft, space: str, piece_id: str) -> Piece:
     return piece
 
 
-def _call_off(draft: Draft, piece: Piece, now: int) -> Piece:
+def _call_off(draft: Draft, piece: Piece, now: int, why: str) -> Piece:
     """The piece without the update that was to come; itself, where there is none or somebody has it."""
     run = None if piece.run_id is None else draft.find(Run, piece.run_id)
     if run is None or run.owner is not None or Status(run.status) in ENDED:
@@ -180,7 +227,7 @@ def _call_off(draft: Draft, piece: Piece, now: int) -> Piece:
     if run.status == Status.QUEUED:
         draft.remove(Run, run.run_id)
     else:  # given back by its owner: what it did so far stays in the history
-        end_uncharged(draft, run, "the piece was paused", now)
+        end_uncharged(draft, run, why, now)
     return replace(piece, run_id=None, next_run_at=None, occurrence=None)
 
 
@@ -196,31 +243,19 @@ def _end_run(draft: Draft, run: Run, item: FinishPiece, now: int) -> Status:
     return status
 
 
-def _observed(piece: Piece, item: FinishPiece, now: int) -> Piece:
-    if item.outcome == "failed":
-        return replace(
-            piece,
-            observed="backoff",
-            status=item.reason,
-            last_run_at=now,
-            last_failure_at=now,
-            consecutive_failures=piece.consecutive_failures + 1,
-            last_error=item.error,
-        )
-    if item.outcome == INTERRUPTED:
-        return replace(piece, last_run_at=now)
+def _observed(draft: Draft, piece: Piece, run: Run, item: FinishPiece, now: int) -> tuple[Piece, str | None]:
+    """What the piece is after an update that is no failure of it, and the event that tells of that."""
     if item.missed:  # nothing was carried out, and nothing is known better than before
-        return replace(piece, status=_words(item))
-    piece = replace(
-        piece,
-        observed="idle",
-        status=_words(item),
-        last_run_at=now,
-        state=piece.state if item.state is None else item.state,
-    )
+        return replace(piece, status=_words(item)), None
+    piece = replace(piece, last_run_at=now)
+    if run.abort_reason is not None:  # somebody has stopped it: whatever it came to is not the piece's doing
+        return replace(piece, status=f"Aborted: {run.abort_reason}"), None
+    if item.outcome == "failed":
+        return replace(piece, status=item.reason, last_failure_at=now, last_error=item.error), None
+    piece = replace(piece, status=_words(item), state=piece.state if item.state is None else item.state)
     if item.outcome == "retry_after":
-        return piece
-    return replace(piece, last_success_at=now, consecutive_failures=0)
+        return piece, None
+    return judge_success(draft, piece, run, now)
 
 
 def _words(item: FinishPiece) -> str:
@@ -230,10 +265,8 @@ def _words(item: FinishPiece) -> str:
     return f"{word}: {item.reason}" if item.reason else word
 
 
-def _next_moment(piece: Piece, item: FinishPiece, now: int) -> tuple[int | None, str]:
-    """When the next update is due, and what makes it so; None where only an event will."""
-    if item.outcome == "failed":
-        return now + backoff(item.every or FIRST_BACKOFF, piece.consecutive_failures, item.spread), RETRY
+def _next_moment(item: FinishPiece, now: int) -> tuple[int | None, str]:
+    """When the next update is due after one that is no failure, and what makes it so; None where only an event will."""
     if item.outcome == "retry_after":
         return now + max(item.retry_after or 0, SECOND), RETRY
     if item.due_at is not None:

@@ -11,6 +11,7 @@ import msgspec
 from piecework.errors import ProtocolError, ValidationError
 from piecework.process import accounting
 from piecework.process.protocol import complaint
+from piecework.run.failure import USUAL
 from piecework.run.outcome import Failed, Outcome, RetryAfter, Skipped, Success
 from piecework.space.timing import Timing
 from piecework.store import values
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from piecework.bus.event import Event
+    from piecework.run.failure import FailurePolicy
     from piecework.workspace.workspace import Workspace
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ class PieceDefinition:
         timing: When they are updated.
         timeout_seconds: How long one may take, all that it started included.
         accounting: "join" awaits what an update left behind, "strict" fails it.
+        failure: What follows failures of it.
     """
 
     integration: str
@@ -44,6 +47,7 @@ class PieceDefinition:
     timing: Timing = field(default_factory=Timing)
     timeout_seconds: float = 600
     accounting: Literal["join", "strict"] = "join"
+    failure: FailurePolicy = USUAL
 
 
 class PieceContext:

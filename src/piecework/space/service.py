@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from piecework.bus.event import Event
+from piecework.bus.event import Event, hops_of_run
 from piecework.clock import LONGEST_SECONDS, as_datetime, micros
-from piecework.errors import NotFoundError, PieceworkError, StoppedError, clean_text
+from piecework.errors import NotFoundError, PieceworkError, StoppedError, ValidationError, clean_text
 from piecework.ids import new_id
 from piecework.process import protocol
+from piecework.run.failure import Observed
 from piecework.run.info import RunInfo, run_info
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.logger import LEVELS
@@ -21,19 +22,39 @@ from piecework.run.outcome import Failed, RetryAfter, Skipped, Success
 from piecework.run.schedule import is_missed
 from piecework.space.coming import CRON, KIND
 from piecework.space.controller import WorkerDied
-from piecework.space.folds import decide_finish_piece, decide_register_piece, decide_run_piece
+from piecework.space.folds import (
+    ENABLED,
+    PAUSED,
+    REMOVED,
+    decide_finish_piece,
+    decide_register_piece,
+    decide_remove_piece,
+    decide_run_piece,
+    decide_set_desired,
+)
 from piecework.space.piece import unpack_outcome
 from piecework.space.standing import SpaceDoor
 from piecework.space.timing import OFFER, Timing, offered, own_timing
-from piecework.store.items import FinishPiece, PieceAsked, PieceFinished, Registered, RegisterPiece, RunPiece
+from piecework.space.verdicts import BROKE
+from piecework.store.items import (
+    FinishPiece,
+    PieceAsked,
+    PieceFinished,
+    PieceRemoved,
+    Registered,
+    RegisterPiece,
+    RemovePiece,
+    RunPiece,
+    SetDesired,
+)
 from piecework.store.records import NodeRow, Piece, Run, RunValue
 from piecework.store.values import check_identifier, decode, encode, encode_mapping
-from piecework.store.verbs.pieces import finish_piece, register_piece, run_piece
+from piecework.store.verbs.pieces import finish_piece, register_piece, remove_piece, run_piece, set_desired
 from piecework.telemetry import logs, signals
 from piecework.telemetry.redaction import PLAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from piecework.clock import Clock
@@ -43,7 +64,7 @@ if TYPE_CHECKING:
     from piecework.run.outcome import Outcome
     from piecework.space.manager import Spaces
     from piecework.space.piece import PieceDefinition
-    from piecework.store.contract import Store
+    from piecework.store.contract import Decide, Store, Verb
     from piecework.store.items import Claimed, Definition, Route
     from piecework.store.records import EventRow, Wait
 
@@ -62,7 +83,7 @@ class PieceRecord:
         schedule: When it runs, in words.
         desired: enabled or paused: what people want.
         desired_reason: Why.
-        observed: idle, waiting (for an event), backoff or broken: what is.
+        observed: What is: idle, waiting (for an event), queued, running; after a failure backoff, half-open or broken.
         status: The last outcome in words.
         next_run_at: When it is due.
         last_run_at: When it last ended.
@@ -70,6 +91,7 @@ class PieceRecord:
         last_failure_at: When it last failed.
         consecutive_failures: In a row, up to now.
         last_error: `{type, code, message}` of the last failure.
+        broken_at: Since when it has been out of order: half-open, or stopped for good, and not well again since.
         created_at: When it was registered.
         updated_at: When it was last registered.
     """
@@ -89,6 +111,7 @@ class PieceRecord:
     last_failure_at: datetime | None
     consecutive_failures: int
     last_error: dict[str, Any] | None
+    broken_at: datetime | None
     created_at: datetime | None
     updated_at: datetime | None
 
@@ -101,6 +124,9 @@ class PieceKind:
         spaces: The workers; None in an app that runs no pieces.
         settings: Limits.
         node: Gives the node that commits.
+
+    Attributes:
+        on_told: Called when an event about a piece went into the inbox with the end of its update.
     """
 
     name = KIND
@@ -109,6 +135,7 @@ class PieceKind:
         self._definitions = definitions
         self._spaces = spaces
         self._settings = settings
+        self.on_told: Callable[[], None] = _nobody
         self._node: Node | None = None
         self._tasks: dict[str, asyncio.Task[protocol.Result]] = {}
         self._books: dict[str, LogBook] = {}
@@ -235,7 +262,7 @@ class PieceKind:
             error=error,
             reason=reason,
             permanent=isinstance(outcome, Failed) and outcome.permanent,
-            retry_after=micros(min(outcome.seconds, LONGEST_SECONDS)) if isinstance(outcome, RetryAfter) else None,
+            retry_after=_asked(outcome),
             state=None if state is None else encode_mapping(state, what="piece.state"),
             next_run_id=new_id(),
             spread=spread,
@@ -246,12 +273,21 @@ class PieceKind:
             missed=missed,
             history_limit=self._settings.piece_history_limit,
             skipped_limit=self._settings.skipped_history_limit,
+            failure=self._definitions[run.workflow_id].failure if run.workflow_id in self._definitions else None,
         )
         finished: PieceFinished = await self._node.commit(finish_piece, item, decide_finish_piece)
         if isinstance(outcome, Failed):
             signals.emit(signals.PIECE_ENDED, level="warning", outcome=outcome.name, error=reason)
         else:
             signals.emit(signals.PIECE_ENDED, outcome=outcome.name, reason=reason or None)
+        if finished.told is not None:
+            broke = finished.told == BROKE
+            signals.emit(
+                signals.PIECE_BROKEN if broke else signals.PIECE_RECOVERED,
+                level="error" if broke else "info",
+                error=reason if broke else None,
+            )
+            self.on_told()
         self._node.news.announce(run.run_id, finished.status)
         self._node.wake()
         if finished.next_run_at is None:
@@ -332,31 +368,80 @@ class PieceService(SpaceDoor):
             last_failure_at=None,
             consecutive_failures=0,
             last_error=None,
+            broken_at=None,
             created_at=0,
             updated_at=0,
         )
         at_once = known[integration].of_piece(piece.every, piece.schedule).at_once
-        item = RegisterPiece(piece=piece, run_id=new_id(), at_once=at_once)
+        item = RegisterPiece(piece=piece, run_id=new_id(), at_once=at_once, hops=hops_of_run() or 0)
         outcome: Registered = await self._store.run(
             register_piece, item, decide_register_piece, self._clock.now(), self._wake
         )
         self._spaces.probe(space)
         return outcome.added
 
-    async def _timings(self, integration: str | None = None) -> dict[str, Timing]:
-        """What is declared here, and, unless the one that is asked for is, on a living node."""
+    async def _timings(self, *wanted: str) -> dict[str, Timing]:
+        """What is declared here, and, where not all that is wanted is, what living nodes declare."""
         known = {name: one.timing for name, one in self._definitions.items()}
-        if integration is not None and integration in known:
+        if known.keys() >= set(wanted):
             return known
         for node in await self._store.read("living_nodes", {"now": self._clock.now()}, NodeRow):
             told = (offered(offer) for offer in decode(node.workflows))
             known = dict(one for one in told if one is not None) | known
         return known
 
+    async def pause(self, space: str, piece_id: str, *, reason: str | None = None) -> bool:
+        """Lets no update of a piece follow until it is resumed or registered again; one that is under way goes on.
+
+        Args:
+            space: The tenant.
+            piece_id: Which piece.
+            reason: Why; it stands on the piece.
+
+        Returns:
+            False when it was paused already; nothing of it has changed then.
+
+        Raises:
+            NotFoundError: There is no such piece; the message suggests near names.
+            ValidationError: The reason is no text.
+        """
+        return await self._desire(space, piece_id, PAUSED, reason)
+
+    async def resume(self, space: str, piece_id: str, *, reason: str | None = None) -> bool:
+        """Enables a piece that is paused or out of order: its failures are forgotten, its next update is due at once.
+
+        Args:
+            space: The tenant.
+            piece_id: Which piece.
+            reason: Why; it stands on the piece.
+
+        Returns:
+            False when it is enabled, and neither stopped nor half-open; nothing of it has changed then.
+
+        Raises:
+            NotFoundError: There is no such piece; the message suggests near names.
+            ValidationError: The reason is no text.
+        """
+        return await self._desire(space, piece_id, ENABLED, reason)
+
+    async def remove(self, space: str, piece_id: str) -> None:
+        """Ends a piece. An update that was to come is gone; one that is under way is stopped, and none follows it.
+
+        What its updates came to can be looked at by their run ids until it is forgotten, as of all runs that ended.
+
+        Args:
+            space: The tenant.
+            piece_id: Which piece.
+
+        Raises:
+            NotFoundError: There is no such piece; the message suggests near names.
+        """
+        item = RemovePiece(space=space, piece_id=piece_id)
+        await self._ask(remove_piece, item, decide_remove_piece, self._removed)
+
     async def list(self, *, space: str | None = None) -> list[PieceRecord]:
         """Registered pieces, of one space or of all."""
-        rows: list[Piece] = await self._store.read("list_pieces", {"space": space}, Piece)
-        return await self._records(rows)
+        return [*await self._records(await self._rows(space))]
 
     async def get(self, space: str, piece_id: str) -> PieceRecord:
         """One piece.
@@ -364,19 +449,17 @@ class PieceService(SpaceDoor):
         Raises:
             NotFoundError: There is no such piece.
         """
-        return (await self._records([await self._row(space, piece_id)]))[0]
+        row = await self._row(space, piece_id)
+        return (await self._records([row]))[0]
 
     async def _row(self, space: str, piece_id: str) -> Piece:
-        rows: list[Piece] = await self._store.read("get_piece", {"space": space, "piece_id": piece_id}, Piece)
+        rows = _there(await self._store.read("get_piece", {"space": space, "piece_id": piece_id}, Piece))
         if not rows:
-            pieces = await self._store.read("list_pieces", {"space": space}, Piece)
-            raise NotFoundError.among(f"piece in space {space!r} named", piece_id, [row.piece_id for row in pieces])
+            names = [row.piece_id for row in await self._rows(space)]
+            raise NotFoundError.among(
+                f"piece in space {space!r} named", piece_id, names, space=space, piece_id=piece_id
+            )
         return rows[0]
-
-    async def _records(self, rows: Sequence[Piece]) -> list[PieceRecord]:
-        names = {row.integration for row in rows}
-        known = await self._timings(next(iter(names))) if len(names) == 1 else await self._timings() if names else {}
-        return [_record(row, known.get(row.integration)) for row in rows]
 
     async def runs(self, space: str, piece_id: str, *, limit: int = 50) -> Sequence[RunInfo]:
         """A piece's updates, the newest first; a queued one stands for the next.
@@ -410,10 +493,9 @@ class PieceService(SpaceDoor):
             piece_id=piece_id,
             run_id=new_id(),
             overlap="skip" if timing is None else timing.overlap,
+            hops=hops_of_run() or 0,
         )
-        asked: PieceAsked = await self._store.run(
-            run_piece, item, decide_run_piece, self._clock.now(), self._follow_asked
-        )
+        asked: PieceAsked = await self._ask(run_piece, item, decide_run_piece, self._follow_asked)
         run_id = asked.run_id
         news = self._node.news.expect(run_id)
         self._spaces.probe(space)
@@ -427,6 +509,34 @@ class PieceService(SpaceDoor):
             news.cancel()
         return info
 
+    async def _desire(self, space: str, piece_id: str, desired: str, reason: str | None) -> bool:
+        if reason is not None and not isinstance(reason, str):
+            raise ValidationError(f"the reason has to be a text, not a {type(reason).__name__}")
+        item = SetDesired(
+            space=space,
+            piece_id=piece_id,
+            desired=desired,
+            reason=None if reason is None else clean_text(reason),
+            run_id=new_id(),
+            hops=hops_of_run() or 0,
+        )
+        changed: bool = await self._ask(set_desired, item, decide_set_desired, self._wake)
+        return changed
+
+    async def _ask(
+        self,
+        verb: Verb,
+        item: SetDesired | RunPiece | RemovePiece,
+        decide: Decide,
+        then: Callable[[Any], None],
+    ) -> Any:
+        """Submits what is asked of a piece; where there is none, near names are suggested."""
+        try:
+            return await self._store.run(verb, item, decide, self._clock.now(), then)
+        except NotFoundError:
+            await self.get(item.space, item.piece_id)  # raises with near names
+            raise
+
     def _wake(self, _outcome: Any) -> None:
         self._node.wake()
 
@@ -434,6 +544,20 @@ class PieceService(SpaceDoor):
         if asked.aborting is not None:
             self._node.told_to_end(asked.aborting)
         self._node.wake()
+
+    def _removed(self, outcome: PieceRemoved) -> None:
+        if outcome.aborting is not None:
+            self._node.told_to_end(outcome.aborting)
+
+    async def _rows(self, space: str | None) -> Sequence[Piece]:
+        return _there(await self._store.read("list_pieces", {"space": space}, Piece))
+
+    async def _records(self, rows: Sequence[Piece]) -> Sequence[PieceRecord]:
+        ids = [row.run_id for row in rows if row.run_id is not None]
+        found: Sequence[Run] = await self._store.read("runs_by_id", {"run_ids": ids}, Run) if ids else ()
+        updates, now = {run.run_id: run for run in found}, self._clock.now()
+        known = await self._timings(*{row.integration for row in rows})
+        return [_record(row, known.get(row.integration), updates.get(row.run_id or ""), now) for row in rows]
 
     async def _info(self, run_id: str) -> RunInfo:
         rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
@@ -480,6 +604,15 @@ def _event(row: EventRow) -> dict[str, Any]:
     return asdict(event)
 
 
+def _asked(outcome: Outcome) -> int | None:
+    """What an update asks to be waited for before the next, in microseconds."""
+    match outcome:
+        case RetryAfter(seconds=float() | int() as seconds) | Failed(retry_after_seconds=float() | int() as seconds):
+            return micros(min(seconds, LONGEST_SECONDS))
+        case _:
+            return None
+
+
 def _kept(outcome: Outcome) -> bytes | None:
     return encode(outcome.data) if isinstance(outcome, Success) and outcome.data is not None else None
 
@@ -494,17 +627,35 @@ def _reason(outcome: Outcome) -> str:
             return ""
 
 
-def _record(row: Piece, usual: Timing | None) -> PieceRecord:
+def _nobody() -> None:
+    """Nobody moves what is in the inbox: a node will."""
+
+
+def _there(rows: Sequence[Piece]) -> Sequence[Piece]:
+    """Without those that only stand there until their last update has been stopped."""
+    return [row for row in rows if row.desired != REMOVED]
+
+
+def _standing(row: Piece, update: Run | None, now: int) -> str:
+    """What a piece is: beside what its updates came to, whether the next one is due or under way."""
+    if Observed(row.observed).out_of_order or update is None:
+        return row.observed
+    if update.owner is not None:
+        return Observed.RUNNING
+    return Observed.QUEUED if update.due_at is not None and update.due_at <= now else row.observed
+
+
+def _record(row: Piece, usual: Timing | None, update: Run | None, now: int) -> PieceRecord:
     timing = (Timing(every_seconds=None) if usual is None else usual).of_piece(row.every, row.schedule)
     return PieceRecord(
         space=row.space,
         piece_id=row.piece_id,
         integration=row.integration,
         config=decode(row.config),
-        schedule=timing.words(),
+        schedule=timing.words() or "unknown: no living node has its integration",
         desired=row.desired,
         desired_reason=row.desired_reason,
-        observed=row.observed,
+        observed=str(_standing(row, update, now)),
         status=row.status,
         next_run_at=as_datetime(row.next_run_at),
         last_run_at=as_datetime(row.last_run_at),
@@ -512,6 +663,7 @@ def _record(row: Piece, usual: Timing | None) -> PieceRecord:
         last_failure_at=as_datetime(row.last_failure_at),
         consecutive_failures=row.consecutive_failures,
         last_error=None if row.last_error is None else msgspec.json.decode(row.last_error),
+        broken_at=as_datetime(row.broken_at),
         created_at=as_datetime(row.created_at),
         updated_at=as_datetime(row.updated_at),
     )

@@ -11,6 +11,7 @@ from piecework.clock import SECOND, check_duration
 from piecework.errors import ValidationError
 from piecework.run.cron import Cron
 from piecework.run.schedule import JITTER, Missed, later, next_occurrence
+from piecework.run.schedule import Overlap as JobOverlap
 from piecework.store.records import PIECES
 from piecework.store.values import check_identifier
 
@@ -87,7 +88,7 @@ class Timing:
         if self.schedule is None:
             return None
         following = Cron(self.schedule, self.tz).following
-        overlap = "skip" if self.overlap == "skip" else "queue"
+        overlap: JobOverlap = "skip" if self.overlap == "skip" else "queue"
         coming = next_occurrence(
             began if occurrence is None else occurrence, began, now, following, missed=self.missed, overlap=overlap
         )

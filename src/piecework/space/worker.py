@@ -22,7 +22,6 @@ from piecework.bus.event import Event
 from piecework.errors import (
     ClosedError,
     MemoryLimitError,
-    PieceworkError,
     ProtocolError,
     StoppedError,
     ValidationError,
@@ -34,6 +33,7 @@ from piecework.process import accounting, environment, limits, protocol
 from piecework.process.accounting import Account, AccountedLoop
 from piecework.process.protocol import Channel
 from piecework.run.outcome import Failed, Outcome
+from piecework.run.raised import failed_by
 from piecework.space.piece import PieceContext, PieceDefinition, PieceLogger, as_outcome, end_detached, pack_outcome
 from piecework.store import values
 
@@ -368,6 +368,4 @@ def _failed(error: BaseException) -> Failed:
     if isinstance(error, MemoryError):
         message = f"MemoryError: {error} (a process of this space may have no more: hold less at once)"
         return Failed(message, code=MemoryLimitError.code, type="MemoryError", trace=trace_of(error))
-    told = describe(error)
-    message = told["message"] if isinstance(error, PieceworkError) else f"{type(error).__name__}: {told['message']}"
-    return Failed(message, code=told["code"], type=told["type"], trace=trace_of(error))
+    return failed_by(error, datetime.now(UTC))

@@ -53,6 +53,7 @@ RULES: Final[Mapping[str, str]] = {
     "piece_without_run": "piece",
     "piece_broken_and_due": "piece",
     "piece_after_nothing": "piece",
+    "piece_removed": "piece",
     "space_asleep": "space",
     "delivery_without_event": "event",
     "fanout_without_event": "event",

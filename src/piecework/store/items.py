@@ -550,21 +550,39 @@ class Retain(Item, frozen=True, kw_only=True):
 
 
 class SetDesired(Item, frozen=True, kw_only=True):
-    """Somebody wants a piece enabled or paused; `run_id` is used where an update has to be queued."""
+    """Somebody wants a piece enabled or paused; `run_id` and `hops` are of the update that may have to be queued."""
 
     space: str
     piece_id: str
     desired: str
     reason: str | None
     run_id: str
+    hops: int = 0
+
+
+class RemovePiece(Item, frozen=True, kw_only=True):
+    """Somebody wants a piece to be no more."""
+
+    space: str
+    piece_id: str
+
+
+class PieceRemoved(Item, frozen=True, kw_only=True):
+    """The outcome of `remove_piece`: the update under way that has been told to end, where there was one."""
+
+    aborting: Aborting | None = None
 
 
 class RegisterPiece(Item, frozen=True, kw_only=True):
-    """A piece to be registered, or enabled again; only one that waits for events alone is not due `at_once`."""
+    """A piece to be registered, or enabled again; only one that waits for events alone is not due `at_once`.
+
+    `hops` is what its next update is made with.
+    """
 
     piece: Piece
     run_id: str
     at_once: bool = True
+    hops: int = 0
 
 
 class Registered(Item, frozen=True, kw_only=True):
@@ -574,12 +592,13 @@ class Registered(Item, frozen=True, kw_only=True):
 
 
 class RunPiece(Item, frozen=True, kw_only=True):
-    """Somebody wants a piece to run now; `run_id` is used where no update is queued, `overlap` where one is at work."""
+    """Somebody wants a piece to run now; `run_id` and `hops` are for one that is queued, `overlap` for one at work."""
 
     space: str
     piece_id: str
     run_id: str
     overlap: str = "skip"
+    hops: int = 0
 
 
 class PieceAsked(Item, frozen=True, kw_only=True):
@@ -639,6 +658,8 @@ class FinishPiece(Item, frozen=True, kw_only=True):
     What is in force of its schedule is told along: `every` where it runs at intervals, with `jitter`; `due_at` where a
     cron schedule is met next, which is at `occurrence` before its share of chance. Without either it waits for events.
     `missed` is a time that came too late to be carried out.
+    `failure` is the policy of its integration, for the fold; None is the usual one. `retry_after` is what the update
+    asks to be waited for, also where it failed.
     """
 
     run_id: str
@@ -659,10 +680,12 @@ class FinishPiece(Item, frozen=True, kw_only=True):
     missed: bool = False
     history_limit: int
     skipped_limit: int
+    failure: Any = None
 
 
 class PieceFinished(Item, frozen=True, kw_only=True):
-    """The outcome of `finish_piece`."""
+    """The outcome of `finish_piece`; `told` is the type of the event that went into the inbox with it, if one did."""
 
     status: str
     next_run_at: int | None
+    told: str | None = None

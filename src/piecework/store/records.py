@@ -358,6 +358,8 @@ class Piece(Record, frozen=True):
 
     `every` and `schedule` stand only where its registration gave its own. `occurrence` is the cron time that the update
     to come, or under way, is for; `after_run_id` is the update that follows right after the one under way.
+    `broken_at` is when it was last told to be out of order, until it has succeeded again. One that was removed while an
+    update of it is under way stays, `desired` removed, until that has ended: so no two updates of one piece overlap.
     """
 
     table: ClassVar[str] = "pieces"
@@ -383,6 +385,7 @@ class Piece(Record, frozen=True):
     last_failure_at: int | None
     consecutive_failures: int
     last_error: str | None
+    broken_at: int | None
     created_at: int
     updated_at: int
 

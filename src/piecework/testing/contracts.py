@@ -22,6 +22,7 @@ import pytest
 
 from piecework.store.check import check
 from piecework.testing.invariants import check_invariants
+from piecework.testing.promises_broken import BrokenPromises
 from piecework.testing.promises_calls import CallPromises
 from piecework.testing.promises_claims import ClaimPromises
 from piecework.testing.promises_desired import DesiredPromises
@@ -33,6 +34,7 @@ from piecework.testing.promises_modes import ModePromises
 from piecework.testing.promises_nodes import NodePromises
 from piecework.testing.promises_notifications import NotificationPromises
 from piecework.testing.promises_pieces import PiecePromises
+from piecework.testing.promises_removed import RemovedPromises
 from piecework.testing.promises_retention import RetentionPromises
 from piecework.testing.promises_runs import RunPromises
 from piecework.testing.promises_spaces import SpacePromises
@@ -65,6 +67,8 @@ class StoreContract(
     PiecePromises,
     DesiredPromises,
     WokenPromises,
+    BrokenPromises,
+    RemovedPromises,
     NotificationPromises,
     RetentionPromises,
     ListPromises,

@@ -276,9 +276,11 @@ def _of_pieces(taken: Snapshot) -> list[str]:
     for piece in taken.pieces:
         name = f"piece {piece.space}/{piece.piece_id}"
         mine = updates.pop((piece.space, piece.piece_id), [])
-        broken, paused = piece.observed == "broken", piece.desired == "paused"
+        broken, paused = piece.observed == "broken", piece.desired in {"paused", "removed"}
         rests = broken or paused or piece.observed == "waiting"
         told = [run_id for run_id in (piece.run_id, piece.after_run_id) if run_id is not None]
+        if piece.desired == "removed" and not mine:
+            wrong.append(f"{name} was removed and has no update that has still to end, but is there")
         if (broken or (paused and not mine)) and (piece.run_id is not None or piece.next_run_at is not None):
             wrong.append(f"{name} is {'broken' if broken else 'paused'} but still due")
         if not rests and not mine:

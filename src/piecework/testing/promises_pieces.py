@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PiecePromises:
-    """`register_piece`, `run_piece`, `finish_piece` and the lists."""
+    """`register_piece`, `run_piece`, `finish_piece` and the lists; what follows failures is promised elsewhere."""
 
     async def test_register_makes_an_update_due(self, verbs: Verbs) -> None:
         """A new piece's first update is due at once and is handed the piece."""
@@ -44,6 +45,12 @@ class PiecePromises:
         batch = [RegisterPiece(piece=piece(config=config), run_id=new_id()) for config in (b"1", b"2")]
         answers = await verbs.together(pieces.register_piece, batch, decide_register_piece)
         assert [answer.added for answer in answers] == [True, False]
+        assert len(await verbs.claim()) == 1
+
+    async def test_register_at_once(self, verbs: Verbs) -> None:
+        """Of fifty registrations of one piece at once one is the first, and there is one piece with one update."""
+        found = await asyncio.gather(*(verbs.register_piece(piece()) for _ in range(50)))
+        assert found.count(True) == 1
         assert len(await verbs.claim()) == 1
 
     async def test_register_revives_a_broken_piece(self, verbs: Verbs) -> None:
@@ -112,19 +119,6 @@ class PiecePromises:
         row = await verbs.piece()
         assert done.next_run_at == verbs.now + 300 * SECOND
         assert (row.last_success_at, row.last_failure_at) == (None, None)
-
-    async def test_finish_with_a_failure(self, verbs: Verbs) -> None:
-        """A failure is counted, keeps the state of before, and the next update waits longer each time."""
-        run, delays = await verbs.updating(), []
-        for number in (1, 2, 3):
-            done = await verbs.finish_piece(piece_end(run, "failed", state=b'{"half":1}'))
-            assert (done.status, (await verbs.piece()).consecutive_failures) == ("failed", number)
-            delays.append((done.next_run_at or 0) - verbs.now)
-            verbs.now = done.next_run_at or 0
-            run = (await verbs.claim())[0].run
-        row = await verbs.piece()
-        assert delays == sorted(set(delays))
-        assert (row.state, row.observed) == (b"{}", "backoff")
 
     async def test_finish_for_good(self, verbs: Verbs) -> None:
         """A permanent failure stops the piece until somebody enables it again."""

@@ -19,14 +19,17 @@ from piecework.store.items import (
     Enqueued,
     FannedOut,
     Notified,
+    PieceAsked,
     PieceFinished,
+    PieceRemoved,
+    PiecesWoken,
     Progress,
     Raised,
     Registered,
     Retired,
     Signalled,
 )
-from piecework.store.records import EventRow, Notification, Record, Run
+from piecework.store.records import EventRow, Inbox, Notification, Record, Run
 from piecework.testing.rows import NOW
 from piecework.testing.verbs import Verbs
 
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
     from piecework.store.contract import Decide, Store, Verb
 
-_NUMBERS = frozenset({"seq", "event_seq"})
+_NUMBERS = frozenset({"seq", "event_seq", "inbox_seq"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +166,10 @@ def told(rows: Mapping[type[Record], Sequence[Record]]) -> dict[str, list[Record
     """What stands in a store, comparable: what it numbers is numbered from 1, whatever was rolled back in between."""
     events = {row.seq: position for position, row in enumerate(rows.get(EventRow, ()), 1) if isinstance(row, EventRow)}
     told = (row for row in rows.get(Notification, ()) if isinstance(row, Notification))
+    left = (row for row in rows.get(Inbox, ()) if isinstance(row, Inbox))
     numbers: dict[type[Record], dict[int | None, int]] = {
-        Notification: {row.seq: position for position, row in enumerate(told, 1)}
+        Notification: {row.seq: position for position, row in enumerate(told, 1)},
+        Inbox: {row.inbox_seq: position for position, row in enumerate(left, 1)},
     }
     return {
         record.table: sorted(
@@ -269,7 +274,11 @@ def _word(outcome: Any) -> str:
             return "duplicate" if duplicate else "woken" if woken else "kept"
         case Registered(added=added):
             return "added" if added else "known"
-        case Signalled(delivered=word) | PieceFinished(status=word):
+        case PieceRemoved(aborting=aborting):
+            return "removed" if aborting is None else "told"
+        case PiecesWoken(decided=decided, run_ids=run_ids):
+            return f"{len(run_ids)} woken" if decided else "undecided"
+        case Signalled(delivered=word) | PieceFinished(status=word) | PieceAsked(run_id=word):
             return word
         case Raised(started=number) | Retired(dropped=number):
             return str(number)

@@ -15,6 +15,8 @@ from piecework.workflow.pause import WaitFor, waits_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from piecework.run.failure import FailurePolicy
+
 NOW = 1_767_225_600_000_000
 """Where the time of a test begins: microseconds since the epoch."""
 
@@ -189,6 +191,7 @@ def piece(piece_id: str = "hn", *, space: str = "acme", config: bytes = b"{}") -
         last_failure_at=None,
         consecutive_failures=0,
         last_error=None,
+        broken_at=None,
         created_at=0,
         updated_at=0,
     )
@@ -204,6 +207,8 @@ def piece_end(
     history_limit: int = 50,
     skipped_limit: int = 5,
     next_run_id: str | None = None,
+    spread: float = 0.0,
+    failure: FailurePolicy | None = None,
     **schedule: Any,
 ) -> items.FinishPiece:
     """The end of a piece's update; every minute is its interval, where nothing else is given."""
@@ -219,8 +224,9 @@ def piece_end(
         retry_after=retry_after,
         state=state,
         next_run_id=next_run_id or new_id(),
-        spread=0.0,
+        spread=spread,
         history_limit=history_limit,
         skipped_limit=skipped_limit,
+        failure=failure,
         **{"every": 60_000_000} | schedule,
     )

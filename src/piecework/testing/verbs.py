@@ -309,6 +309,12 @@ class Verbs:
         changed: bool = await self.do(pieces.set_desired, item, piece_folds.decide_set_desired)
         return changed
 
+    async def remove_piece(self, piece_id: str = "hn", *, space: str = "acme") -> items.PieceRemoved:
+        """Ends a piece."""
+        item = items.RemovePiece(space=space, piece_id=piece_id)
+        outcome: items.PieceRemoved = await self.do(pieces.remove_piece, item, piece_folds.decide_remove_piece)
+        return outcome
+
     # -- nodes, and what is left to them ---------------------------------------------------------------------------
 
     async def renew(self, row: NodeRow, *, alone: bool = False) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from piecework import App, Failed, RetryAfter, Skipped, Success
+from piecework import App, Backoff, Failed, RetryAfter, Skipped, Success, ThreeStrikes
 from workers_seen import who
 
 app = App("kinds", env={"LAYER": "app"}, config={"site": "News"})
@@ -62,6 +62,24 @@ async def told_to(piece):
     piece.state["touched"] = True
     if piece.config.get("fail"):
         raise RuntimeError("the feed is gone")
+
+
+class BusyError(Exception):
+    """A server that says when to come again."""
+
+    retry_after = 100_000
+
+
+def ail(piece):
+    """Fails as a file says that its configuration names; not at all where that is empty."""
+    ailment = Path(piece.config["ails"]).read_text()
+    if ailment:
+        raise {"down": ConnectionError, "forbidden": PermissionError, "busy": BusyError}[ailment](ailment)
+    return Success()
+
+
+app.piece("ails", every_seconds=3600, failure=Backoff(failures_limit=2, probe_seconds=1800))(ail)
+app.piece("strikes", every_seconds=3600, failure=ThreeStrikes())(ail)
 
 
 @app.piece("gives-up", every_seconds=3600)

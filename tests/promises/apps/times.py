@@ -15,6 +15,7 @@ async def look(piece):
     event = piece.event
     told = None if event is None else [event.type, event.id, event.payload, event.space]
     piece.state["count"] = piece.state.get("count", 0) + 1
+    await piece.publish("looked", {"piece": piece.piece_id})
     return Success({"event": told, "count": piece.state["count"]})
 
 

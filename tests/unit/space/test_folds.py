@@ -9,12 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from piecework import Backoff, ThreeStrikes
 from piecework.clock import SECOND
 from piecework.run.lifecycle import ENDED
-from piecework.space.folds import decide_finish_piece, decide_register_piece, decide_run_piece, decide_set_desired
+from piecework.space.folds import (
+    decide_finish_piece,
+    decide_register_piece,
+    decide_remove_piece,
+    decide_run_piece,
+    decide_set_desired,
+)
 from piecework.space.folds_wake import decide_move_piece, decide_wake_pieces
 from piecework.store.draft import Draft
-from piecework.store.items import MovePiece, RegisterPiece, RunPiece, SetDesired, WakePieces, WakingPieces
+from piecework.store.items import MovePiece, RegisterPiece, RemovePiece, RunPiece, SetDesired, WakePieces, WakingPieces
 from piecework.store.records import Delivery, EventRow, Piece, Run
 from piecework.testing.verbs import NOW, piece, piece_end
 
@@ -182,12 +189,13 @@ def test_what_made_an_update_due_stands_in_its_run():
     assert found == ["registered", "interval", "retry", "retry", "cron", "manual", "event"]
 
 
-@pytest.mark.covers("P11", "P14")
+@pytest.mark.covers("P11", "P12", "P14")
 def test_an_event_leaves_a_disabled_piece_alone():
-    """A piece that is paused, or has stopped for good, is not woken by events."""
+    """A piece that is paused has no update to come; neither that nor one that has stopped is woken by events."""
     desk = Desk()
     desk.register()
     desk.desire("paused")
+    assert (desk.piece.run_id, desk.piece.next_run_at) == (None, None)
     assert (desk.event(1).run_ids, desk.piece.run_id) == ((), None)
     desk.desire("enabled")
     desk.finish(desk.begin(), "failed", permanent=True)
@@ -287,6 +295,19 @@ def test_registered_without_times_nothing_that_was_due_by_time_stays():
     assert desk.run.event_seq == 1
 
 
+@pytest.mark.covers("A15")
+def test_when_a_piece_is_gone_nothing_follows():
+    """The update of a piece that was removed meanwhile ends and none follows; no event and no clock revives it."""
+    desk = Desk()
+    desk.register()
+    run = desk.begin()
+    desk.draft.remove(Piece, "acme", "hn")
+    assert (desk.finish(run).status, desk.draft.get(Run, run.run_id).outcome) == ("completed", "success")
+    assert desk.event(1).run_ids == ()
+    assert not decide_move_piece(desk.draft, MovePiece(space="acme", piece_id="hn", was=NOW, due_at=NOW), NOW)
+    assert [row.run_id for row in desk.draft.all(Run)] == [run.run_id]
+
+
 def test_a_time_that_came_too_late_says_nothing_of_the_piece():
     """A time that was left out changes neither the last success nor the count of failures."""
     desk = Desk()
@@ -309,3 +330,50 @@ def test_only_what_still_stands_where_it_was_seen_is_moved():
     assert (desk.run.due_at, desk.piece.next_run_at) == (NOW + 2, NOW + 2)
     desk.begin()
     assert not move(NOW + 2, NOW)
+
+
+WISHES = st.lists(
+    st.sampled_from(["begin", "success", "later", "failed", "fatal", "abort", "run_now", "pause", "enable", "remove"]),
+    max_size=40,
+)
+
+
+@settings(derandomize="CI" in os.environ, deadline=None)
+@given(WISHES, st.sampled_from([Backoff(failures_limit=2), ThreeStrikes()]))
+def test_what_is_told_of_a_piece_is_true(steps, policy):
+    """Whatever happens: out of order is told before well again, each once, and a piece knows what was told last."""
+    desk, under_way, told = Desk(), None, [None]
+    desk.register()
+    for step in steps:
+        desk.now += SECOND
+        piece = desk.draft.find(Piece, "acme", "hn")
+        if piece is None or piece.desired == "removed":
+            told = [None]
+            desk.register()
+        elif step == "run_now":
+            desk.run_now()
+        elif step in {"pause", "enable"}:
+            desk.desire("paused" if step == "pause" else "enabled")
+        elif step == "remove":
+            item = RemovePiece(space="acme", piece_id="hn")
+            decide_remove_piece(desk.draft, item, desk.now)
+        elif under_way is None:
+            under_way = desk.begin() if piece.run_id is not None else None
+        elif step != "begin":
+            if step == "abort":
+                desk.draft.put(replace(desk.draft.get(Run, under_way.run_id), abort_reason="enough"))
+            outcome = {"success": "success", "later": "retry_after"}.get(step, "failed")
+            done = desk.finish(under_way, outcome, permanent=step == "fatal", retry_after=5, failure=policy)
+            under_way, told = None, told + [done.told] * (done.told is not None)
+        piece = desk.draft.find(Piece, "acme", "hn")
+        if piece is None:
+            assert under_way is None
+            continue
+        unended = {run.run_id for run in desk.draft.all(Run) if run.status not in ENDED}
+        assert unended == {run_id for run_id in (piece.run_id, piece.after_run_id) if run_id is not None}
+        if piece.desired == "enabled":
+            assert (piece.run_id is None) == (piece.observed == "broken")
+        if piece.desired != "removed":
+            assert (piece.broken_at is not None) == (told[-1] == "piece:broken")
+        assert (piece.observed in {"half-open", "broken"}) <= (piece.broken_at is not None)
+        assert "piece:recovered" not in {told[n] for n in range(1, len(told)) if told[n - 1] != "piece:broken"}

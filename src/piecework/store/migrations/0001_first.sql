@@ -227,6 +227,7 @@ CREATE TABLE pieces (
     last_failure_at INTEGER,
     consecutive_failures INTEGER NOT NULL,
     last_error TEXT,
+    broken_at INTEGER,
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL,
     PRIMARY KEY (space, piece_id)

@@ -1,4 +1,4 @@
-"""Pieces: `register_piece`, `run_piece`, `set_desired`, `finish_piece`, `wake_pieces`, `move_piece`.
+"""Pieces: `register_piece`, `run_piece`, `set_desired`, `remove_piece`, `finish_piece`, `wake_pieces`, `move_piece`.
 
 A piece's next update is a queued run, and so is the one that follows right after what is under way.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from piecework.store.contract import Change, Failure, Lock, Read
+from piecework.store.contract import Change, Failure, Lock, Read, Tell
 from piecework.store.draft import Draft
 from piecework.store.items import PiecesWoken, WakingPieces
 from piecework.store.records import Delivery, EventRow, Piece, Run
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
     from piecework.store.contract import Decide, Request, Script
-    from piecework.store.items import FinishPiece, MovePiece, RegisterPiece, RunPiece, SetDesired, WakePieces
+    from piecework.store.items import (
+        FinishPiece,
+        MovePiece,
+        RegisterPiece,
+        RemovePiece,
+        RunPiece,
+        SetDesired,
+        WakePieces,
+    )
 
 
 def register_piece(items: Sequence[RegisterPiece], decide: Decide, now: int) -> Script:
@@ -39,15 +47,24 @@ def set_desired(items: Sequence[SetDesired], decide: Decide, now: int) -> Script
     draft = Draft()
     yield from _load_pieces(draft, [(item.space, item.piece_id) for item in items])
     outcomes = yield from decided(draft, items, decide, now)
-    known = {item.run_id for item in items} | {run.run_id for run, _ in draft.changed(Run) if run is not None}
-    called_off = sorted(i for i in known if draft.knows(Run, i) and draft.find(Run, i) is None)
-    if called_off:
-        yield Change("delete_timelines", {"run_ids": called_off})
+    yield from _forget_called_off(draft, [item.run_id for item in items])
+    return outcomes
+
+
+def remove_piece(items: Sequence[RemovePiece], decide: Decide, now: int) -> Script:
+    """Ends pieces: an update that was to come is forgotten, one that is under way is told to end, and is the last."""
+    draft = Draft()
+    yield from _load_pieces(draft, [(item.space, item.piece_id) for item in items])
+    outcomes = yield from decided(draft, items, decide, now)
+    yield from _forget_called_off(draft, ())
     return outcomes
 
 
 def finish_piece(items: Sequence[FinishPiece], decide: Decide, now: int) -> Script:
-    """Ends updates: outcome, counters, state and the next due time in one commit; surplus history goes with it."""
+    """Ends updates: outcome, counters, state and the next due time in one commit; surplus history goes with it.
+
+    An event that tells of a piece that broke, or works again, goes into the inbox with the same commit.
+    """
     draft = Draft()
     # The piece before its runs, as everybody locks them; whose update a run is never changes.
     peeked = yield Read("pieces_of_runs", {"run_ids": [item.run_id for item in items]}, Piece)
@@ -61,6 +78,8 @@ def finish_piece(items: Sequence[FinishPiece], decide: Decide, now: int) -> Scri
     for item, outcome in zip(items, outcomes, strict=True):
         if not isinstance(outcome, Failure):
             yield from _trim(draft.get(Run, item.run_id), item)
+    if any(getattr(outcome, "told", None) is not None for outcome in outcomes):
+        yield Tell(["inbox"])
     return outcomes
 
 
@@ -76,7 +95,7 @@ def wake_pieces(items: Sequence[WakePieces], decide: Decide, now: int) -> Script
     for item in items:
         limit, (after_space, after_id) = len(item.run_ids), item.after
         event = by_seq.get(item.event_seq)
-        params = {"integration": item.integration, "space": None if event is None else event.space}
+        params: dict[str, Any] = {"integration": item.integration, "space": None if event is None else event.space}
         params |= {"after_space": after_space, "after_id": after_id, "limit": limit}
         rows: list[Piece] = yield Read("pieces_of_integration", params, Piece)
         found.append([(row.space, row.piece_id) for row in rows])
@@ -95,6 +114,14 @@ def move_piece(items: Sequence[MovePiece], decide: Decide, now: int) -> Script:
     draft = Draft()
     yield from _load_pieces(draft, [(item.space, item.piece_id) for item in items])
     return (yield from decided(draft, items, decide, now))
+
+
+def _forget_called_off(draft: Draft, made: Iterable[str]) -> Generator[Request, Any, None]:
+    """Removes the timelines of updates that were to come and are gone; `made` may have come and gone in this batch."""
+    known = {*made, *(run.run_id for run, _ in draft.changed(Run) if run is not None)}
+    called_off = sorted(i for i in known if draft.knows(Run, i) and draft.find(Run, i) is None)
+    if called_off:
+        yield Change("delete_timelines", {"run_ids": called_off})
 
 
 def _load_pieces(draft: Draft, keys: Iterable[tuple[str, str]]) -> Generator[Request, Any, None]:

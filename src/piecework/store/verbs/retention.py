@@ -19,7 +19,7 @@ _OF_RUNS = ("delete_run_values", "delete_timelines", "delete_runs")
 def forget_runs(items: Sequence[Retain], _decide: Decide, _now: int) -> Script:
     """Removes runs that ended before a moment and are clean, with all that belongs to them; answers how many.
 
-    The updates of pieces are left alone: a piece keeps its own history.
+    The updates of pieces that are there are left alone: a piece keeps its own history.
     """
     counts: list[int] = []
     for item in items:
