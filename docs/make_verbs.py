@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from piecework.store.verbs import accept, claim, dispatch, nodes, notifications, pieces, retention, runs
+from piecework.store.verbs import accept, claim, dispatch, late, nodes, notifications, pieces, retention, runs
 
 PAGE = Path(__file__).parent / "store.md"
 OPEN, CLOSE = "<!-- verbs -->", "<!-- /verbs -->"
-_MODULES = (accept, dispatch, runs, claim, nodes, pieces, notifications, retention)
+_MODULES = (accept, dispatch, runs, claim, nodes, pieces, late, notifications, retention)
 
 
 def table() -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from piecework.built_in import BuiltIns
 from piecework.configured import default_store
+from piecework.container.container import Container
 from piecework.container.env import EnvService
 from piecework.container.registry import Recipe
 from piecework.container.scope import Scope
@@ -257,7 +258,8 @@ class App(Roles):
         """
         try:
             await self._enter_worker(init, ask)
-            yield WorkerSide(self, self._definitions)
+            async with AsyncExitStack() as shared:
+                yield WorkerSide(self, self._definitions, shared)
         finally:
             await self._close(*sys.exc_info())
             self._ask = None
@@ -269,11 +271,14 @@ class WorkerSide:
     Args:
         app: The app, opened by `worker_side`.
         definitions: Its pieces.
+        shared: Closes, with the worker, what updates of one integration have shared.
     """
 
-    def __init__(self, app: App, definitions: Mapping[str, PieceDefinition]) -> None:
+    def __init__(self, app: App, definitions: Mapping[str, PieceDefinition], shared: AsyncExitStack) -> None:
         self._app = app
         self._definitions = definitions
+        self._shared = shared
+        self._containers: dict[str, Container] = {}
 
     def piece(self, integration: str) -> PieceDefinition:
         """How pieces of an integration are updated.
@@ -286,7 +291,21 @@ class WorkerSide:
         return self._definitions[integration]
 
     def workspace(
-        self, *, space: str, key: str, params: dict[str, Any] | None = None
+        self, *, space: str, key: str, integration: str | None = None, params: dict[str, Any] | None = None
     ) -> AbstractAsyncContextManager[Workspace]:
-        """A fresh workspace of a space."""
-        return open_workspace(self._app, space=space, key=key, run_id=key, params=params)
+        """A fresh workspace of a space; over what an integration's updates share, where one is named."""
+        parents = () if integration is None else (self._container_of(integration),)
+        return open_workspace(self._app, space=space, key=key, run_id=key, params=params, parents=parents)
+
+    def _container_of(self, integration: str) -> Container:
+        """Where its services of scope `workflow` live: one for each integration in this process."""
+        known = self._containers.get(integration)
+        if known is None:
+            known = self._containers[integration] = Container(
+                f"integration {integration}",
+                level=Scope.WORKFLOW,
+                parents=(self._app.container,),
+                close_timeout_seconds=self._app.settings.close_timeout_seconds,
+            )
+            self._shared.push_async_callback(known.dispose)
+        return known

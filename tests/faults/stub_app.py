@@ -59,7 +59,7 @@ class StubHost:
         return PIECES[integration]
 
     @contextlib.asynccontextmanager
-    async def workspace(self, *, space, key, params=None):
+    async def workspace(self, *, space, key, integration=None, params=None):
         yield StubWorkspace(self._ask)
 
 

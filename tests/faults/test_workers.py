@@ -240,7 +240,7 @@ async def test_terminate_lets_finally_run(node):
     """SIGTERM raises in the worker, so that `finally` runs even in a loop that never yields."""
     controller = await node.controller(settings=Settings(space_grace_seconds=1))
     assert (await controller.run(a_run("cleans-up"), 0.1)).outcome["code"] == "TIMEOUT"
-    assert ("acme", "cleaned up") in node.lines
+    assert "cleaned up" in [log.message for log in node.logs]
 
 
 @pytest.mark.covers("P23")
@@ -340,10 +340,11 @@ async def test_output(node):
     controller = await node.controller("blue")
     await controller.run(a_run("logs"), 60)
     await controller.stop()
-    assert ("blue", "printed") in node.lines
-    assert [(log.message, log.fields, log.run_id) for log in node.logs] == [
-        ("hello", {"pages": 3, "thing": "<class 'object'>"}, "r1"),
-        ("half a \\ud800 pair", {"half": "'\\ud800'"}, "r1"),
+    assert ("blue", "closed blue") in node.lines
+    assert [(log.message, log.fields, log.run_id, log.source) for log in node.logs] == [
+        ("hello", {"pages": 3, "thing": "<class 'object'>"}, "r1", "logger"),
+        ("half a \\ud800 pair", {"half": "'\\ud800'"}, "r1", "logger"),
+        ("printed", {}, "r1", "print"),
     ]
 
 

@@ -12,7 +12,7 @@ import asyncio
 import re
 import struct
 from functools import cache
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -166,12 +166,42 @@ class Log(Message, frozen=True):
         message: What happened.
         fields: JSON values that belong to it.
         run_id: The run that wrote it, where known.
+        source: "logger", or "print" for what the run printed.
     """
 
     level: str
     message: str
     fields: dict[str, Any] = {}
     run_id: str | None = None
+    source: Literal["logger", "print"] = "logger"
+
+
+class Progress(Message, frozen=True):
+    """How far a run says that it is.
+
+    Attributes:
+        run_id: Which run.
+        fraction: From 0 to 1.
+        message: In words.
+    """
+
+    run_id: str
+    fraction: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    message: str | None = None
+
+
+class Late(Message, frozen=True):
+    """Something that a run started has failed after the run's result was sent.
+
+    Attributes:
+        run_id: Which run.
+        epoch: Its owner's, as it came.
+        error: `type`, `code`, `message` and `trace`.
+    """
+
+    run_id: str
+    epoch: int
+    error: dict[str, Any]
 
 
 class Pong(Message, frozen=True):
@@ -240,7 +270,7 @@ class Returned(Message, frozen=True):
 
 ToWorker = Init | Run | Cancel | Ping | Drain | Stop | Reply
 """What a node sends to a worker."""
-ToNode = Hello | Ready | Begun | Result | Log | Ask | Pong | Fatal
+ToNode = Hello | Ready | Begun | Result | Log | Progress | Late | Ask | Pong | Fatal
 """What a worker sends to its node."""
 
 ToCallee = Init | Call | Cancel | Reply

@@ -155,11 +155,11 @@ class LogBook:
         self._decision += entries
         self._ordinal = 1
 
-    def write(self, level: str, message: str, fields: dict[str, Any], path: str) -> None:
+    def write(self, level: str, message: str, fields: dict[str, Any], path: str, source: str = "logger") -> None:
         """Takes a line in, from any thread; it is committed soon, at the latest with `flush`."""
         shown = self.redaction.fields(_json_fields(fields))
         payload = encode({"message": self.redaction.text(clean_text(message)), "fields": shown})
-        self._add(NewEntry(source="logger", type=f"log.{level}", path=path, payload=payload))
+        self._add(NewEntry(source=source, type=f"log.{level}", path=path, payload=payload))
 
     def write_event(self, event: Event) -> None:
         """Takes in what happened to a service of the run."""

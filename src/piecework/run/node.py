@@ -40,7 +40,7 @@ from piecework.telemetry import logs, signals
 from piecework.telemetry.redaction import PLAIN, Redaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from piecework.clock import Clock
     from piecework.run.kind import Kind
@@ -211,6 +211,12 @@ class Node:
         """The wall clock: microseconds since the epoch."""
         return self._clock.now()
 
+    def look_after(self, work: Coroutine[Any, Any, None]) -> None:
+        """Has something done beside the runs, which handles its own failures; `stop` waits for it."""
+        chore = asyncio.create_task(work)
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
+
     def wake(self) -> None:
         """Makes the node look for due work now."""
         self._wanted.set()
@@ -322,6 +328,8 @@ class Node:
                 await self._gather_strays()
         except (StoreError, ClosedError) as error:  # the next node takes them over
             signals.emit(signals.NODE_TROUBLE, level="error", what="giving runs back", error=error.message)
+        while self._chores:
+            await asyncio.wait(self._chores)
         self.news.close()
 
     async def leave(self) -> None:

@@ -96,7 +96,7 @@ class Controller:
         init: What the worker is told first.
         settings: Deadlines of booting, starting and stopping.
         on_ask: Answers what the worker asks: op, args, and the run that asks, where there is one in flight.
-        on_log: Takes each log line of user code.
+        on_log: Takes what user code says beside its results: log lines, progress, failures that came late.
         on_over: Called once a worker that was ready has ended, with its death where it ended by itself.
         clock: Says since when a worker is blocked.
     """
@@ -108,7 +108,7 @@ class Controller:
         init: protocol.Init,
         settings: Settings,
         on_ask: Callable[[str, dict[str, Any], str | None], Awaitable[Any]],
-        on_log: Callable[[protocol.Log], None],
+        on_log: Callable[[protocol.Log | protocol.Progress | protocol.Late], None],
         on_over: Callable[[WorkerDied | None], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -416,7 +416,7 @@ class Controller:
                 self._begun(message)
             case protocol.Result():
                 self._settle(message)
-            case protocol.Log():
+            case protocol.Log() | protocol.Progress() | protocol.Late():
                 self._on_log(message)
             case protocol.Ask():
                 self._own(self._answer(message))

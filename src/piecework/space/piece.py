@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 
-from piecework.errors import ProtocolError, ValidationError
+from piecework.errors import ProtocolError, ValidationError, clean_text
 from piecework.process import accounting
 from piecework.process.protocol import complaint
 from piecework.run.failure import USUAL
@@ -77,6 +77,7 @@ class PieceContext:
         logger: PieceLogger,
         workspace: Workspace,
         event: Event | None = None,
+        on_progress: Callable[[float, str | None], None] = lambda _fraction, _message: None,
     ) -> None:
         self.space = space
         self.piece_id = piece_id
@@ -87,6 +88,26 @@ class PieceContext:
         self.logger = logger
         self.workspace = workspace
         self.event = event
+        self._on_progress = on_progress
+
+    def progress(self, fraction: float, message: str | None = None) -> None:
+        """Tells how far the update is: people see it while it runs, and it stands in the timeline.
+
+        It is committed soon and holds nothing up: `piece.progress(0.4, "page 2 of 5")`.
+
+        Args:
+            fraction: From 0 to 1.
+            message: In words; shortened to 200 characters.
+
+        Raises:
+            ValidationError: The fraction is not a number from 0 to 1, or the message is no text.
+        """
+        number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+        if not number or not 0 <= fraction <= 1:
+            raise ValidationError(f"progress is a number from 0 to 1, not {fraction!r:.80}: 0.4 is two of five")
+        if message is not None and not isinstance(message, str):
+            raise ValidationError(f"progress: the message has to be a text, not {message!r:.80}")
+        self._on_progress(float(fraction), None if message is None else clean_text(message, 200))
 
     async def publish(self, type: str, payload: dict[str, Any], id: str | None = None) -> Any:  # noqa: A002 - the event's own words
         """Publishes an event of this space; returns when it is durable, in a transaction when that commits.

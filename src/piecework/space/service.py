@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from piecework.bus.event import Event, hops_of_run
 from piecework.clock import LONGEST_SECONDS, as_datetime, micros
-from piecework.errors import NotFoundError, PieceworkError, StoppedError, ValidationError, clean_text
+from piecework.errors import (
+    ClosedError,
+    NotFoundError,
+    PieceworkError,
+    StaleEpochError,
+    StoppedError,
+    StoreError,
+    ValidationError,
+    clean_text,
+)
 from piecework.ids import new_id
 from piecework.process import protocol
 from piecework.run.failure import Observed
@@ -32,12 +41,14 @@ from piecework.space.folds import (
     decide_run_piece,
     decide_set_desired,
 )
+from piecework.space.late import decide_late_failure
 from piecework.space.piece import unpack_outcome
 from piecework.space.standing import SpaceDoor
 from piecework.space.timing import OFFER, Timing, offered, own_timing
 from piecework.space.verdicts import BROKE
 from piecework.store.items import (
     FinishPiece,
+    LateFailure,
     PieceAsked,
     PieceFinished,
     PieceRemoved,
@@ -49,6 +60,7 @@ from piecework.store.items import (
 )
 from piecework.store.records import NodeRow, Piece, Run, RunValue
 from piecework.store.values import check_identifier, decode, encode, encode_mapping
+from piecework.store.verbs.late import late_failure
 from piecework.store.verbs.pieces import finish_piece, register_piece, remove_piece, run_piece, set_desired
 from piecework.telemetry import logs, signals
 from piecework.telemetry.redaction import PLAIN
@@ -116,6 +128,19 @@ class PieceRecord:
     updated_at: datetime | None
 
 
+@dataclass(slots=True)
+class _UnderWay:
+    """An update that executes here: where its log goes, and what failed before its result was committed."""
+
+    book: LogBook
+    piece_id: str
+    late: list[protocol.Late] = field(default_factory=list)
+
+
+_LATE_RUNS_LIMIT = 1000
+"""For how many runs late failures are numbered; behind that they would begin at 1 again."""
+
+
 class PieceKind:
     """The kind `piece`: hands runs to their space's worker and commits what they came to.
 
@@ -138,7 +163,8 @@ class PieceKind:
         self.on_told: Callable[[], None] = _nobody
         self._node: Node | None = None
         self._tasks: dict[str, asyncio.Task[protocol.Result]] = {}
-        self._books: dict[str, LogBook] = {}
+        self._under_way: dict[tuple[str, str], _UnderWay] = {}
+        self._late: dict[str, int] = {}
 
     def attach(self, node: Node) -> None:
         """Says which node commits."""
@@ -175,15 +201,55 @@ class PieceKind:
         if task is not None:
             task.cancel()
 
-    def on_log(self, line: protocol.Log, space: str) -> None:
-        """Takes a log line of a worker: into the process's log and the run's timeline."""
+    def on_log(self, said: protocol.Log | protocol.Progress | protocol.Late, space: str) -> None:
+        """Takes what a worker's user code says beside its results: into the process's log and the run's timeline."""
+        under_way = self._under_way.get((space, said.run_id or ""))
+        match said:
+            case protocol.Log():
+                self._write_line(said, space, under_way)
+            case protocol.Progress():
+                if under_way is not None:
+                    under_way.book.progress(said.fraction, said.message, "")
+            case protocol.Late():
+                if under_way is not None:  # its result has come, but is not committed yet
+                    under_way.late.append(said)
+                elif self._node is not None:
+                    self._node.look_after(self._write_late(said, space))
+
+    def _write_line(self, line: protocol.Log, space: str, under_way: _UnderWay | None) -> None:
         level = line.level if line.level in LEVELS else "info"
         redaction = PLAIN if self._node is None else self._node.timelines.redaction
         fields = redaction.fields(line.fields) | {"space": space, "run_id": line.run_id}
+        if under_way is not None:
+            fields["piece_id"] = under_way.piece_id
+            under_way.book.write(level, line.message, line.fields, "", line.source)
         _log.log(LEVELS[level], redaction.text(line.message), fields)
-        book = self._books.get(line.run_id or "")
-        if book is not None:
-            book.write(level, line.message, line.fields, "")
+
+    async def _write_late(self, late: protocol.Late, space: str) -> None:
+        assert self._node is not None
+        redaction = self._node.timelines.redaction
+        told = {
+            name: clean_text(str(late.error.get(name, "")), 16_000) for name in ("type", "code", "message", "trace")
+        }
+        error = redaction.fields({name: text for name, text in told.items() if text})
+        reason = str(error.get("message", ""))[:500]
+        self._late[late.run_id] = number = self._late.pop(late.run_id, 0) + 1
+        while len(self._late) > _LATE_RUNS_LIMIT:
+            del self._late[next(iter(self._late))]
+        signals.emit(signals.PIECE_LATE, level="warning", space=space, run_id=late.run_id, error=reason)
+        item = LateFailure(
+            run_id=late.run_id,
+            epoch=late.epoch,
+            space=space,
+            number=number,
+            error=msgspec.json.encode(error).decode(),
+            reason=reason,
+        )
+        try:
+            await self._node.commit(late_failure, item, decide_late_failure)
+        except (NotFoundError, StaleEpochError, StoreError, ClosedError) as failure:  # the line above has told of it
+            what = f"a late failure of run {late.run_id}"
+            signals.emit(signals.NODE_TROUBLE, level="warning", what=what, error=failure.message)
 
     async def execute(self, claimed: Claimed) -> None:
         """Has one update carried out and commits its outcome, the piece's counters and its next due time at once."""
@@ -192,7 +258,8 @@ class PieceKind:
             return
         assert self._node is not None
         book = self._node.timelines.book(run)
-        self._books[run.run_id] = book
+        key = run.space, run.run_id
+        under_way = self._under_way[key] = _UnderWay(book, run.key_value or "")
         try:
             with logs.bind(piece_id=run.key_value):
                 missed = self._is_missed(run, piece)
@@ -202,7 +269,9 @@ class PieceKind:
                 await book.flush()
                 await self._finish(run, piece, outcome, state, missed=missed)
         finally:
-            del self._books[run.run_id]
+            del self._under_way[key]
+            for late in under_way.late:
+                self._node.look_after(self._write_late(late, run.space))
 
     def _is_missed(self, run: Run, piece: Piece | None) -> bool:
         """Whether an update comes too late for the time that it is for, where such are left out."""

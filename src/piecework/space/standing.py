@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from piecework.clock import as_datetime
 from piecework.errors import NotFoundError
 from piecework.ids import new_id
-from piecework.space.folds import BROKEN, ENABLED, decide_run_piece
+from piecework.run.failure import Observed
+from piecework.space.folds import ENABLED, decide_run_piece
 from piecework.store.items import RunPiece
 from piecework.store.records import Piece, Run
 from piecework.store.verbs.pieces import run_piece
@@ -126,7 +127,7 @@ async def is_wanted(store: Store, space: str) -> bool:
         space: Its name.
     """
     rows: list[Piece] = await store.read("list_pieces", {"space": space}, Piece)
-    return any(row.desired == ENABLED and row.observed != BROKEN for row in rows)
+    return any(row.desired == ENABLED and row.observed != Observed.BROKEN for row in rows)
 
 
 def limits_told() -> dict[str, str]:

@@ -43,7 +43,7 @@ class WorkerSupply:
         make_init: What a space's worker is told first.
         lease: When workers end without another word of the node.
         answer: Answers what a worker asks: op, args and its space.
-        on_log: Takes each log line of a worker's user code, with its space.
+        on_log: Takes what a worker's user code says beside its results, with its space.
         clock: Says since when a worker is blocked.
     """
 
@@ -55,7 +55,7 @@ class WorkerSupply:
         make_init: Callable[[str], protocol.Init],
         lease: Lease,
         answer: Callable[[str, dict[str, Any], str], Awaitable[Any]],
-        on_log: Callable[[protocol.Log, str], None],
+        on_log: Callable[[protocol.Log | protocol.Progress | protocol.Late, str], None],
         clock: Clock | None = None,
     ) -> None:
         self._address = address
@@ -161,8 +161,8 @@ class WorkerSupply:
             await old.stop()
             del self._leaving[old]
 
-    def _logged(self, space: str, line: protocol.Log) -> None:
-        self._on_log(line, space)
+    def _logged(self, space: str, said: protocol.Log | protocol.Progress | protocol.Late) -> None:
+        self._on_log(said, space)
 
     def _make_zygote(self) -> Zygote:
         paths = [entry or str(Path.cwd()) for entry in sys.path]

@@ -13,15 +13,22 @@ import inspect
 import itertools
 import os
 import signal
+import sys
+import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from piecework.bus.event import Event
+from piecework.config import Settings
 from piecework.errors import (
     ClosedError,
+    ExecutionFailedError,
     MemoryLimitError,
+    NotFoundError,
     ProtocolError,
     StoppedError,
     ValidationError,
@@ -30,7 +37,9 @@ from piecework.errors import (
     trace_of,
 )
 from piecework.process import accounting, environment, limits, protocol
-from piecework.process.accounting import Account, AccountedLoop
+from piecework.process.ledger import Ledger
+from piecework.process.loop import AccountedLoop, in_thread
+from piecework.process.printed import Printed
 from piecework.process.protocol import Channel
 from piecework.run.outcome import Failed, Outcome
 from piecework.run.raised import failed_by
@@ -42,9 +51,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
+    from piecework.process.accounting import Account
     from piecework.workspace.workspace import Workspace
 
 _TERMINATED = 128 + signal.SIGTERM
+_LATE_LIMIT = 20
+"""How many failures that came late are told of one run."""
 
 
 class Host(Protocol):
@@ -55,9 +67,9 @@ class Host(Protocol):
         ...
 
     def workspace(
-        self, *, space: str, key: str, params: dict[str, Any] | None = None
+        self, *, space: str, key: str, integration: str | None = None, params: dict[str, Any] | None = None
     ) -> AbstractAsyncContextManager[Workspace]:
-        """Opens a fresh root workspace of that space with that idempotency key."""
+        """Opens a fresh root workspace of that space with that idempotency key, over the integration's services."""
         ...
 
 
@@ -82,13 +94,16 @@ def main(sock: socket.socket, app: WorkerApp | Callable[[], WorkerApp]) -> None:
         SystemExit: The worker was terminated, or failed after having told the node why.
     """
     signal.signal(signal.SIGTERM, _Terminated())
-    accounting.watch_coroutines()
     with asyncio.Runner(loop_factory=AccountedLoop) as runner:
         runner.run(Worker(sock, app).serve())
 
 
+class _Termination(SystemExit):
+    """This process was told to end, whatever it does; any other SystemExit is a run's own doing."""
+
+
 class _Terminated:
-    """Raises SystemExit in the main thread, once: a second signal must not break the clean-up off."""
+    """Raises in the main thread, once: a second signal must not break the clean-up off."""
 
     def __init__(self) -> None:
         self._raised = False
@@ -96,7 +111,7 @@ class _Terminated:
     def __call__(self, _signum: int, _frame: object) -> None:
         if not self._raised:
             self._raised = True
-            raise SystemExit(_TERMINATED)
+            raise _Termination(_TERMINATED)
 
 
 @dataclass(slots=True)
@@ -109,6 +124,7 @@ class _Job:
     piece: PieceContext | None = None
     task: asyncio.Task[None] | None = None
     cancelled_for: str | None = None
+    late: int = 0
 
 
 class Worker:
@@ -127,6 +143,7 @@ class Worker:
         self._ids = itertools.count(1)
         self._ready = False
         self._drains = False
+        self._thread = threading.get_ident()
 
     async def serve(self) -> None:
         """Speaks with the node from hello to stop.
@@ -134,7 +151,7 @@ class Worker:
         Raises:
             SystemExit: Something failed that is not a run's; the node has been told.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._init: asyncio.Future[protocol.Init | None] = loop.create_future()
         self._stopped: asyncio.Future[None] = loop.create_future()
         self._channel: Channel[protocol.ToWorker] = await Channel.open(
@@ -162,6 +179,7 @@ class Worker:
             outcome = await self._outcome(job)
         finally:
             await job.account.clear()
+            self._settle(job)  # at once: what was found clear is clear as long as nothing is awaited
         self._report(job, outcome)
 
     async def ask(self, op: str, args: dict[str, Any]) -> Any:
@@ -198,7 +216,12 @@ class Worker:
 
             meter.note_current(lambda: account.name if (account := accounting.current()) else None)
         app: Any = self._app if hasattr(self._app, "worker_side") else self._app()
+        # Half of what the node gives a run to stop in: so a program that ignores SIGTERM does not cost this process.
+        self._ledger = Ledger(grace_seconds=Settings(**init.settings).space_grace_seconds / 2)
         async with app.worker_side(init, self.ask) as self._host:
+            self._ledger.watch()
+            self._streams = [Printed(sys.stdout, self._line("info")), Printed(sys.stderr, self._line("warning"))]
+            sys.stdout, sys.stderr = self._streams
             gc.collect()
             gc.freeze()  # the collection at the end of each run then looks at what the run made
             async with asyncio.TaskGroup() as self._runs:
@@ -215,26 +238,35 @@ class Worker:
             return await self._update(job)
         except asyncio.CancelledError as error:
             return self._cancelled(job, error)
-        except Exception as error:  # noqa: BLE001 - becomes the run's outcome
+        except _Termination:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - becomes the run's outcome; sys.exit is a run's, too
             return _failed(error)
 
     async def _update(self, job: _Job) -> Outcome:
         run = job.run
-        definition = self._host.piece(run.integration)
+        definition = self._definition(run)
         job.account.policy = definition.accounting
-        async with self._host.workspace(space=self._space, key=run.idempotency_key) as workspace:
+        opening = self._host.workspace(space=self._space, key=run.idempotency_key, integration=run.integration)
+        async with job.account.settled(job.deadline), opening as workspace:
             job.piece = self._context(run, workspace)
             async with job.account.settled(job.deadline):
                 returned = await _call(definition.fn, job.piece)
-        job.account.check()
         return as_outcome(returned)
+
+    def _definition(self, run: protocol.Run) -> PieceDefinition:
+        try:
+            definition: PieceDefinition = self._host.piece(run.integration)
+        except NotFoundError as error:
+            raise NotFoundError(f"piece {run.piece_id!r} of space {self._space!r}: {error.message}") from error
+        return definition
 
     def _context(self, run: protocol.Run, workspace: Workspace) -> PieceContext:
         def log(level: str, message: str, fields: dict[str, Any]) -> None:
-            if not self._channel.closed:
-                self._channel.send(
-                    protocol.Log(level=level, message=clean_text(str(message)), fields=fields, run_id=run.run_id)
-                )
+            self._log(run.run_id, level, str(message), fields=fields)
+
+        def progress(fraction: float, message: str | None) -> None:
+            self._say(protocol.Progress(run_id=run.run_id, fraction=fraction, message=message))
 
         return PieceContext(
             space=self._space,
@@ -246,6 +278,7 @@ class Worker:
             logger=PieceLogger(log),
             workspace=workspace,
             event=None if run.event is None else Event(**run.event),
+            on_progress=progress,
         )
 
     def _cancelled(self, job: _Job, error: asyncio.CancelledError) -> Outcome:
@@ -254,6 +287,46 @@ class Worker:
         if job.task is not None and job.task.cancelling():
             raise error  # this process ends: the run has no result, the node queues it again
         return _failed(error)
+
+    def _settle(self, job: _Job) -> None:
+        for stream in self._streams:
+            stream.finish(job.account)
+        if isinstance(self._loop, AccountedLoop):
+            self._loop.forget(job.account)
+        self._ledger.close(job.account, partial(self._late, job))
+
+    def _late(self, job: _Job, trouble: str, error: BaseException | None) -> None:
+        job.late += 1
+        if job.late > _LATE_LIMIT:
+            return  # a timer that sets itself again would go on for ever
+        run, trouble = job.run, f"after the update had ended, {trouble}"
+        told = describe(ExecutionFailedError(trouble)) if error is None else describe(error) | {"message": trouble}
+        trace = "" if error is None else trace_of(error)
+        self._say(protocol.Late(run_id=run.run_id, epoch=run.epoch, error=told | {"trace": trace}))
+
+    def _line(self, level: str) -> Callable[[str, Account], bool]:
+        def send(line: str, account: Account) -> bool:
+            if self._channel.closed:
+                return False
+            self._log(account.name, level, line, source="print")
+            return True
+
+        return send
+
+    def _log(self, run_id: str, level: str, message: str, **rest: Any) -> None:
+        self._say(protocol.Log(level=level, message=clean_text(message), run_id=run_id, **rest))
+
+    def _say(self, message: protocol.Message) -> None:
+        """Sends, from any thread, what nobody waits for."""
+        if threading.get_ident() == self._thread:
+            self._send(message)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: this process ends
+                self._loop.call_soon_threadsafe(self._send, message)
+
+    def _send(self, message: protocol.Message) -> None:
+        if not self._channel.closed:
+            self._channel.send(message)
 
     def _report(self, job: _Job, outcome: Outcome) -> None:
         state = None if job.piece is None or isinstance(outcome, Failed) else job.piece.state
@@ -265,9 +338,8 @@ class Worker:
             self._send_result(job.run, _failed(error), None)
 
     def _send_result(self, run: protocol.Run, outcome: Outcome, state: dict[str, Any] | None) -> None:
-        result = protocol.Result(run_id=run.run_id, epoch=run.epoch, outcome=pack_outcome(outcome), state=state)
-        if not self._channel.closed:
-            self._channel.send(result)
+        packed = pack_outcome(outcome)
+        self._send(protocol.Result(run_id=run.run_id, epoch=run.epoch, outcome=packed, state=state))
 
     def _received(self, message: protocol.ToWorker) -> None:
         match message:
@@ -302,7 +374,8 @@ class Worker:
             return  # the same once more, or a stale one: it is done once
         self._channel.send(protocol.Begun(run_id=run.run_id, epoch=run.epoch))
         deadline = asyncio.get_running_loop().time() + run.deadline_seconds
-        job = self._jobs[run.run_id] = _Job(run, Account(run.run_id), deadline)
+        account = self._ledger.open(run.run_id, partial(self._log, run.run_id))
+        job = self._jobs[run.run_id] = _Job(run, account, deadline)
         job.task = job.account.start(self._runs.create_task, self.run_piece(job))
         job.task.add_done_callback(lambda _: self._over(run.run_id))
 
@@ -354,7 +427,7 @@ async def _call(function: Callable[[PieceContext], Any], piece: PieceContext) ->
     if inspect.iscoroutinefunction(function):
         returned = await function(piece)
     else:
-        returned = await accounting.in_thread(function, piece)
+        returned = await in_thread(function, piece)
     while inspect.isawaitable(returned):
         returned = await returned
     return returned

@@ -689,3 +689,14 @@ class PieceFinished(Item, frozen=True, kw_only=True):
     status: str
     next_run_at: int | None
     told: str | None = None
+
+
+class LateFailure(Item, frozen=True, kw_only=True):
+    """What an update started has failed when the update had ended; `number` counts those of one update from 1."""
+
+    run_id: str
+    epoch: int
+    space: str
+    number: int
+    error: str
+    reason: str

@@ -44,6 +44,7 @@ ZYGOTE_FINDINGS: Final = "zygote.findings"  # target findings: what its import l
 PIECE_ENDED: Final = "piece.ended"  # space piece_id run_id outcome error
 PIECE_BROKEN: Final = "piece.broken"  # space piece_id run_id error: it is half-open, or has stopped for good
 PIECE_RECOVERED: Final = "piece.recovered"  # space piece_id run_id
+PIECE_LATE: Final = "piece.late"  # space piece_id run_id error: what an update started failed when it had ended
 TIMELINE_GAP: Final = "timeline.gap"  # run_id lines lost error: lines that were not written; lost: all on this node
 MAIL_KEPT: Final = "mail.kept"  # run_id: in the outbox of this process, and nowhere else
 MAIL_SENT: Final = "mail.sent"  # run_id message_id

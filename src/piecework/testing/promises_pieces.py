@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from piecework.clock import SECOND
-from piecework.errors import InvalidStateError, NotFoundError
+from piecework.errors import InvalidStateError, NotFoundError, StaleEpochError
 from piecework.ids import new_id
 from piecework.run.lifecycle import Status
 from piecework.space.folds import decide_finish_piece, decide_register_piece
@@ -160,6 +160,35 @@ class PiecePromises:
         unknown, fine = await verbs.together(pieces.finish_piece, [stray, piece_end(run)], decide_finish_piece)
         assert isinstance(unknown, Failure)
         assert fine.status == "completed"
+
+    async def test_late_failure(self, verbs: Verbs) -> None:
+        """A failure after the end of a good update stands in its timeline and counts once; the schedule stays."""
+        run = await verbs.updating()
+        done = await verbs.finish_piece(piece_end(run))
+        assert [await verbs.late_failure(run, number=number) for number in (1, 2, 2)] == [True, False, False]
+        row, ended = await verbs.piece(), await verbs.run(run.run_id)
+        assert (row.consecutive_failures, row.last_failure_at, row.status) == (1, verbs.now, "late")
+        assert (row.next_run_at, ended.status, ended.error) == (done.next_run_at, "completed", '{"code":"X"}')
+        assert [entry.type for entry in await verbs.timeline(run.run_id)].count("run:late") == 2
+
+    async def test_late_failure_of_a_failed_update(self, verbs: Verbs) -> None:
+        """A failure after the end of a failed update is told, and counts no second time."""
+        run = await verbs.updating()
+        await verbs.finish_piece(piece_end(run, "failed"))
+        before = await verbs.piece(), await verbs.run(run.run_id)
+        assert not await verbs.late_failure(run)
+        assert (await verbs.piece(), await verbs.run(run.run_id)) == before
+
+    async def test_late_failure_of_anothers_update(self, verbs: Verbs) -> None:
+        """A space cannot tell of failures in another one, nor of an attempt that is somebody else's now."""
+        run = await verbs.updating()
+        await verbs.finish_piece(piece_end(run))
+        for wrong in ({"run": run, "space": "beta"}, {"run": replace(run, epoch=run.epoch + 1)}):
+            with pytest.raises(StaleEpochError):
+                await verbs.late_failure(**wrong)
+        with pytest.raises(NotFoundError):
+            await verbs.late_failure(replace(run, run_id="nobody"))
+        assert (await verbs.piece()).consecutive_failures == 0
 
     async def test_history_is_trimmed(self, verbs: Verbs) -> None:
         """A piece keeps its newest runs, and few of those that had nothing to do; values and timelines go along."""

@@ -16,6 +16,7 @@ from piecework.run import folds, folds_events, folds_nodes
 from piecework.services import folds as notification_folds
 from piecework.space import folds as piece_folds
 from piecework.space import folds_wake
+from piecework.space import late as late_folds
 from piecework.store import items
 from piecework.store.contract import Insert
 from piecework.store.records import (
@@ -32,7 +33,7 @@ from piecework.store.records import (
     Space,
     Wait,
 )
-from piecework.store.verbs import dispatch, nodes, notifications, pieces, runs
+from piecework.store.verbs import dispatch, late, nodes, notifications, pieces, runs
 from piecework.store.verbs.accept import accept
 from piecework.store.verbs.claim import claim, take_over
 from piecework.testing.rows import (
@@ -302,6 +303,14 @@ class Verbs:
         """Ends a piece's update."""
         outcome: items.PieceFinished = await self.do(pieces.finish_piece, item, piece_folds.decide_finish_piece)
         return outcome
+
+    async def late_failure(self, run: Run, *, number: int = 1, space: str = "acme") -> bool:
+        """Tells of a failure after the end of an update; answers whether it counts."""
+        item = items.LateFailure(
+            run_id=run.run_id, epoch=run.epoch, space=space, number=number, error='{"code":"X"}', reason="late"
+        )
+        counted: bool = await self.do(late.late_failure, item, late_folds.decide_late_failure)
+        return counted
 
     async def set_desired(self, desired: str, piece_id: str = "hn", *, space: str = "acme", reason: str = "") -> bool:
         """Pauses or enables a piece; answers whether that changed anything."""

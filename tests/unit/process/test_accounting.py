@@ -9,7 +9,8 @@ import pytest
 
 from piecework.errors import ExecutionFailedError, TimeoutExceededError
 from piecework.process import accounting
-from piecework.process.accounting import Account, AccountedLoop
+from piecework.process.accounting import Account
+from piecework.process.loop import AccountedLoop, in_thread
 
 
 def carry(update, *, policy="join", seconds=60.0):
@@ -152,8 +153,8 @@ def test_in_thread():
 
     async def update():
         with pytest.raises(ZeroDivisionError):
-            await accounting.in_thread(divmod, 1, 0)
-        return await accounting.in_thread(divmod, 7, 2)
+            await in_thread(divmod, 1, 0)
+        return await in_thread(divmod, 7, 2)
 
     assert carry(update) == (3, 1)
 
