@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import CrashedError, StoppedError
+from piecework.process.limits import report
 from piecework.space.tenant import SpaceManager
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ class Spaces:
     def manager(self, space: str) -> SpaceManager | None:
         """What is known here of a space; None where it was not used so far."""
         return self._managers.get(space)
+
+    def limits(self, space: str) -> dict[str, str]:
+        """How each limit of a space is enforced here; where no worker comes from here, how it would be."""
+        if self._supply is not None:
+            return self._supply.limits(space)
+        return report(self._settings, mode="")
 
     async def begin(self) -> None:
         """Gets ready to start workers, and begins to let idle ones go; a second call does nothing.

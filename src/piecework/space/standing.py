@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,9 +71,8 @@ class SpaceDoor:
         rows = await self._pieces_of(None)
         named, elsewhere = {row.space for row in rows}, await self._at_work_elsewhere(rows)
         here = {manager.space: manager for manager in self._spaces.managers() if _is_noteworthy(manager)}
-        limits = limits_told()
         return [
-            _record(space, here.get(space), limits, elsewhere=space in elsewhere)
+            _record(space, here.get(space), self._spaces.limits(space), elsewhere=space in elsewhere)
             for space in sorted(named | here.keys())
         ]
 
@@ -87,7 +85,7 @@ class SpaceDoor:
         manager, rows = self._spaces.manager(space), await self._pieces_of(space)
         if (manager is None or not _is_noteworthy(manager)) and not rows:
             raise NotFoundError.among("space", space, [record.space for record in await self.spaces()])
-        return _record(space, manager, limits_told(), elsewhere=bool(await self._at_work_elsewhere(rows)))
+        return _record(space, manager, self._spaces.limits(space), elsewhere=bool(await self._at_work_elsewhere(rows)))
 
     async def resume_space(self, space: str) -> SpaceRecord:
         """Forgets that a space's workers have failed, and makes the updates due now that were put off for it.
@@ -128,20 +126,6 @@ async def is_wanted(store: Store, space: str) -> bool:
     """
     rows: list[Piece] = await store.read("list_pieces", {"space": space}, Piece)
     return any(row.desired == ENABLED and row.observed != Observed.BROKEN for row in rows)
-
-
-def limits_told() -> dict[str, str]:
-    """How each limit of a space is enforced in this installation."""
-    return {
-        "memory": "no limit",
-        "cpu": "no limit",
-        "processes": "no limit",
-        "files": f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} open at once, the node's own",
-        "wall": "the timeout of each piece; then cancelled, terminated, killed",
-        "folder": "the node's",
-        "filesystem": "what the node's user may",
-        "syscalls": "what the node's user may",
-    }
 
 
 def _is_noteworthy(manager: SpaceManager) -> bool:

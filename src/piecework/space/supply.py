@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from piecework.clock import SystemClock
 from piecework.errors import PieceworkError
 from piecework.process.launch import Zygote
-from piecework.process.limits import Limits
+from piecework.process.limits import Limits, report
 from piecework.space.controller import Controller
 from piecework.space.watching import CodeWatch
 from piecework.telemetry import logs, signals
@@ -163,6 +163,13 @@ class WorkerSupply:
 
     def _logged(self, space: str, said: protocol.Log | protocol.Progress | protocol.Late) -> None:
         self._on_log(said, space)
+
+    def limits(self, space: str) -> dict[str, str]:
+        """How each limit of a space is enforced here."""
+        init = self._make_init(space)
+        store = None if init.store_file is None else f"sqlite:///{init.store_file}"
+        told = report(self._settings, mode=self._zygote.mode, store=store, database=init.database)
+        return told if init.folder is None else told | {"folder": init.folder}
 
     def _make_zygote(self) -> Zygote:
         paths = [entry or str(Path.cwd()) for entry in sys.path]
