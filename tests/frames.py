@@ -149,7 +149,9 @@ def _fits(form: inspect.Type, value: Any) -> bool:
         case inspect.IntType():
             return type(value) is int
         case inspect.FloatType():
-            return type(value) in {int, float}
+            return type(value) in {int, float} and (form.ge is None or form.ge <= value <= form.le)
+        case inspect.LiteralType():
+            return type(value) is str and value in form.values
         case inspect.AnyType():
             return _is_json(value, 0)
         case _:
@@ -190,7 +192,9 @@ def _value(form: inspect.Type, rng: random.Random) -> Any:
         case inspect.IntType():
             return rng.choice((0, 1, rng.getrandbits(32), -1))
         case inspect.FloatType():
-            return rng.choice((0.5, 600.0, 3))
+            return rng.choice((0.5, 600.0, 3) if form.le is None else (form.ge, 0.5, form.le))
+        case inspect.LiteralType():
+            return rng.choice(form.values)
         case inspect.BoolType():
             return rng.random() < 0.5
         case inspect.BytesType():
