@@ -25,7 +25,8 @@ class Settings:
     """The numbers of one app; durations in seconds, sizes in bytes.
 
     Attributes:
-        lease_seconds: How long what a node has stays its own when it says nothing more, where others can be nodes too.
+        lease_seconds: How long what a node has stays its own when it says nothing more, where others can be nodes too;
+            a little before that its workers are ended, on every store.
         heartbeat_seconds: How often it says so.
         loop_stall_seconds: After how long without a turn of its loop it stops saying so.
         crash_limit: How often a run may take its process down without progress before it fails with CRASHED.

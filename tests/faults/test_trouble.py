@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import astuple
 
 from piecework import App, RetryAfter, Service, Settings, Stage, Success, WaitFor, Workflow
-from piecework.errors import InvalidStateError, StoreError, ValidationError
+from piecework.errors import CrashedError, InvalidStateError, StoreError, ValidationError
 from piecework.process import inside, linux
 from piecework.space.gate import Gate
 from piecework.store.items import Claim
@@ -347,14 +347,14 @@ async def test_an_update_can_be_aborted_between_claim_and_start(opened):
 
 @needs_workers
 async def test_a_worker_that_cannot_start_is_told(opened):
-    """Where no worker can be started an update fails with the reason, and is tried again after a pause."""
-    async with opened(unlicensed):
+    """Where no worker can be started the space says why, whoever waits is told, and no piece is charged."""
+    async with opened(unlicensed, settings=Settings(space_grace_seconds=0.2, crash_loop_limit=1)):
         await add(unlicensed, "acme", "plain")
-        update = await updated(unlicensed, "acme")
-        piece = await unlicensed.pieces.get("acme", "p")
-        assert (update.status, piece.observed, piece.consecutive_failures) == ("failed", "backoff", 1)
-        assert "no such licence" in piece.status
-        assert piece.next_run_at > piece.last_failure_at
+        with pytest.raises(CrashedError, match="no such licence"):
+            await unlicensed.pieces.run_now("acme", "p", wait=True)
+        space, piece = await unlicensed.pieces.space("acme"), await unlicensed.pieces.get("acme", "p")
+        assert (space.observed, "no such licence" in space.broken_reason) == ("broken", True)
+        assert (piece.observed, piece.consecutive_failures, piece.last_run_at) == ("idle", 0, None)
 
 
 @needs_workers

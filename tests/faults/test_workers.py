@@ -511,11 +511,13 @@ async def test_lapsed_lease(node):
 @pytest.mark.covers("N429")
 async def test_blocked_loop(node):
     """A loop that is blocked for longer than the lease, but for less than a stall, ends no worker."""
-    lease, enough, began = Lease(), threading.Event(), boottime()
+    lease, beats, enough = Lease(), [], threading.Event()
 
     def held(moment):
-        lease.renew(moment, 1)
-        if moment > began + 2:
+        """Renews in the heartbeat's thread, and says when the first lease would be over."""
+        beats.append(moment)
+        lease.renew(moment, 2 if len(beats) == 1 else 60)
+        if moment > beats[0] + 2:
             enough.set()
 
     zygote = node.make_zygote("stub_app:app", lease=lease)
@@ -525,7 +527,7 @@ async def test_blocked_loop(node):
     heartbeat = LockHeartbeat(every_seconds=0.1, stall_seconds=60, on_held=held)
     controller = await node.controller()
     await heartbeat.start()
-    enough.wait(20)  # the loop stands still meanwhile, longer than the first lease
+    assert enough.wait(20)  # the loop stands still meanwhile
     assert (await controller.run(a_run("plain"), 60)).outcome["name"] == "success"
     lease.release()
     await heartbeat.stop()

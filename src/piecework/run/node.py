@@ -52,6 +52,7 @@ _IN_FLIGHT_LIMIT = 500
 _AT_ONCE = 100
 _LONGEST_SLEEP_SECONDS = 60.0
 _TROUBLE_PAUSE_SECONDS = 1.0
+_GIVEN_BACK_SECONDS = 5.0
 _NEVER = 2**63 - 1
 
 
@@ -293,11 +294,12 @@ class Node:
         _, late = await asyncio.wait(mine, timeout=seconds)
         return not late
 
-    async def until_given_back(self, run_ids: Iterable[str]) -> None:
-        """Waits until none of these runs executes here: for runs that are about to be given back."""
+    async def until_given_back(self, run_ids: Iterable[str]) -> bool:
+        """Waits until none of these runs executes here: they are about to be given back. Answers whether one did."""
         tasks = {flying.task for run_id in run_ids if (flying := self._flying.get(run_id)) is not None}
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=_GIVEN_BACK_SECONDS)
+        return bool(tasks)
 
     async def look(self) -> None:
         """Claims what is due now, if this node claims at all."""

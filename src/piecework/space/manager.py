@@ -113,10 +113,10 @@ class Spaces:
             await asyncio.gather(waiting, return_exceptions=True)
         waiting.result()
 
-    def probe(self, space: str) -> None:
-        """Lets the next run of a space try for a worker at once, also if its workers have failed."""
-        if (manager := self._managers.get(space)) is not None:
-            manager.probe()
+    def probe(self, space: str) -> list[str]:
+        """Lets the next run of a space try for a worker at once; answers the runs that were put off."""
+        manager = self._managers.get(space)
+        return [] if manager is None else manager.probe()
 
     def doubt(self, space: str) -> None:
         """Says that a space may have no piece any more that is to be updated: then its worker goes at once."""

@@ -99,10 +99,19 @@ class SpaceDoor:
         now = self._clock.now()
         for row in await self._pieces_of(space):
             if row.desired == ENABLED and row.next_run_at is not None and row.next_run_at <= now:
-                item = RunPiece(space=space, piece_id=row.piece_id, run_id=new_id())
-                await self._store.run(run_piece, item, decide_run_piece, now)
+                await self._make_due(space, row.piece_id)
         self._node.wake()
         return await self.space(space)
+
+    async def _try_at_once(self, space: str, piece_id: str) -> None:
+        """Has a space whose workers failed tried with a piece's update, also when that is just being put off."""
+        if await self._node.until_given_back(self._spaces.probe(space)):
+            await self._make_due(space, piece_id)
+            self._node.wake()
+
+    async def _make_due(self, space: str, piece_id: str) -> None:
+        item = RunPiece(space=space, piece_id=piece_id, run_id=new_id())
+        await self._store.run(run_piece, item, decide_run_piece, self._clock.now())
 
     async def _at_work_elsewhere(self, rows: Sequence[Piece]) -> set[str]:
         """The spaces of these pieces in which another node has updates under way; on a file there is no other."""

@@ -123,9 +123,10 @@ class SpaceManager:
         if wait > _PATIENCE_SECONDS:
             raise self._put_off(run_id)
 
-    def probe(self) -> None:
-        """Lets the next run try for a worker at once."""
+    def probe(self) -> list[str]:
+        """Lets the next run try for a worker at once; answers the runs that were put off."""
         self._breaker.probe()
+        return list(self._parked)
 
     def mend(self) -> list[str]:
         """Forgets that its workers failed; answers the runs that were put off for that."""
