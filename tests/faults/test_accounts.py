@@ -164,7 +164,7 @@ async def test_dispatch(worker):
 
 @pytest.mark.covers("P44")
 async def test_unknown_integration(worker):
-    """A run of an integration that its worker does not know fails with NOT_FOUND, naming piece, space, near names."""
+    """A run of an integration that its worker does not know fails with NOT_FOUND and names piece and space."""
     verdict = await outcome(worker, "strai")
     assert (verdict["code"], verdict["error"].startswith("piece 'p1' of space 'acme': ")) == ("NOT_FOUND", True)
     assert "'stray'" in verdict["error"]

@@ -25,7 +25,7 @@ from piecework.store.opening import store_for
 from piecework.testing.contracts import check_invariants
 
 SOAK = int(os.environ.get("PIECEWORK_SOAK", "0"))
-KILLS = SOAK or 5
+KILLS = SOAK or 4
 PIECES = 6
 PATIENCE_SECONDS = 120 if SOAK else 20
 

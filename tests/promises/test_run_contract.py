@@ -97,6 +97,15 @@ async def test_what_fails_late_counts(app):
     assert (await app.pieces.get("acme", "other")).consecutive_failures == 0
 
 
+@pytest.mark.engines("sqlite")
+async def test_an_update_queues_a_job(app):
+    """A job that an update queues runs in the update's space, and outlives the update."""
+    run_id = (await add(app, "queues-a-job")).result
+    assert (await app.runtime.wait(run_id, timeout_seconds=25)).ok
+    (job,) = await app.runtime.list_all_runs(kind="job")
+    assert (job.run_id, job.space, job.workflow_id) == (run_id, "acme", "count")
+
+
 async def late_entries(app, run):
     """What a run's timeline says of failures after its end."""
     return [entry for entry in await app.runtime.timeline(run.run_id) if entry.type == "run:late"]

@@ -144,7 +144,7 @@ def _service(entry: dict[str, Any]) -> Iterator[Line]:
 def _own(entry: dict[str, Any]) -> Line:
     """An entry that belongs to no stage. What changes the state is committed with the stage that follows."""
     at = None if entry["type"].startswith("state:") else datetime.fromisoformat(entry["at"])
-    if entry["source"] == "logger":
+    if entry["source"] in {"logger", "print"}:
         return Line(at, 1, *_said(entry), entry["type"])
     detail = _detail(entry["payload"])
     if entry.get("changed"):

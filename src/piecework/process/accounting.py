@@ -197,11 +197,12 @@ class Account:
         self._late = late
 
     @contextlib.asynccontextmanager
-    async def settled(self, deadline: float) -> Any:
+    async def settled(self, deadline: float, *, thorough: bool = True) -> Any:
         """Runs its body, then sees all leftovers to their end: awaits them, or ends them when the body failed.
 
         Args:
             deadline: Until when leftovers may go on, in the loop's time; then they are ended.
+            thorough: Whether to look also for what was abandoned.
 
         Raises:
             ExecutionFailedError: A leftover failed, or was there at all under "strict"; the message names the line.
@@ -214,11 +215,12 @@ class Account:
             for trouble, _ in self._found():
                 error.add_note(f"meanwhile, {trouble}")
             raise
-        await self.join(deadline)
+        await self.join(deadline, thorough=thorough)
 
-    async def join(self, deadline: float) -> None:
+    async def join(self, deadline: float, *, thorough: bool = True) -> None:
         """Awaits what the run left behind, what that starts included; raises as `settled` says."""
-        await _let_go()
+        if thorough:
+            await _let_go()
         left = self._leftovers()
         if left and self.policy == "strict":
             told = f"the update returned and left behind {_list(left)}: await them, or use detached()"

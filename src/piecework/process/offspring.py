@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _ANNOUNCING = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
 _UNKNOWN = "an unknown line"
 _WORDS_LIMIT = 100
+_LIST_BYTES = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -128,6 +129,8 @@ class Offspring:
     def __init__(self, *, grace_seconds: float) -> None:
         self._grace_seconds = grace_seconds
         self._keeper = os.getppid()
+        self._pid = os.getpid()
+        self._adoptions: int | None = None
         self._open: set[Account] = set()
         self._known: dict[int, Process] = {}
         self._past: dict[int, Process] = {}
@@ -168,7 +171,8 @@ class Offspring:
 
     def begin(self, account: Account) -> None:
         """Says that a run is under way; what there is before is not its own."""
-        self.look()
+        if self._known or self._announced or _has_children():
+            self.look()
         self._open.add(account)
 
     def end(self, account: Account) -> None:
@@ -224,7 +228,12 @@ class Offspring:
         self._blind = True
 
     def _adopted(self) -> set[int]:
-        return linux.children(self._keeper) - {os.getpid()}
+        """What the keeper has besides this process. Every run asks, so it is one call of the kernel."""
+        with contextlib.suppress(OSError):  # it may not be looked at here: then nobody knows
+            if self._adoptions is None:
+                self._adoptions = os.open(f"/proc/{self._keeper}/task/{self._keeper}/children", os.O_RDONLY)
+            return {int(pid) for pid in os.pread(self._adoptions, _LIST_BYTES, 0).split()} - {self._pid}
+        return set()
 
     def _meet(self, pid: int, parent: Process | None, thread: int | None) -> None:
         try:

@@ -309,6 +309,15 @@ def complaint(error: Exception) -> str:
 
 
 @cache
+def _decoder(types: Any) -> msgspec.msgpack.Decoder[Any]:
+    """Reads these messages; made once, however many connections there are."""
+    return msgspec.msgpack.Decoder(types)
+
+
+_decoder(ToWorker)  # in the zygote, for all of its workers
+
+
+@cache
 def _free_fields(kind: type[Message]) -> tuple[str, ...]:
     """The fields of a message that hold whatever its sender likes."""
     return tuple(name for name, hint in kind.__annotations__.items() if "Any" in hint)
@@ -337,7 +346,7 @@ class Channel(asyncio.BufferedProtocol, Generic[M]):
         last_word: Callable[[Exception], Message] | None = None,
     ) -> None:
         self._last_word = last_word
-        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(types)
+        self._decoder: msgspec.msgpack.Decoder[M] = _decoder(types)
         self._on_message = on_message
         self._on_closed = on_closed
         self._limit = limit_bytes

@@ -93,7 +93,7 @@ class TimelineEntry:
         run_id: The run.
         seq: Its place, from 1.
         at: When it was committed.
-        source: pipeline, store (what changed the state from outside), container (the run's services) or logger.
+        source: pipeline, store (what changed the state from outside), container (the run's services), logger or print.
         type: What happened, such as `stage:completed` or `log.info`.
         path: Where: `stage` or `stage/step`, or a service's name.
         payload: More about it, or None.

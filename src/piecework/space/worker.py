@@ -248,7 +248,7 @@ class Worker:
         definition = self._definition(run)
         job.account.policy = definition.accounting
         opening = self._host.workspace(space=self._space, key=run.idempotency_key, integration=run.integration)
-        async with job.account.settled(job.deadline), opening as workspace:
+        async with job.account.settled(job.deadline, thorough=False), opening as workspace:
             job.piece = self._context(run, workspace)
             async with job.account.settled(job.deadline):
                 returned = await _call(definition.fn, job.piece)

@@ -80,3 +80,15 @@ async def goes_wrong_for_another(piece):
 async def fails(piece):
     """Fails."""
     raise RuntimeError("the feed is gone")
+
+
+@app.job("count")
+async def count(ws):
+    """Says where it ran."""
+    return ws.space
+
+
+@app.piece("queues-a-job", every_seconds=3600)
+async def queues_a_job(piece):
+    """Queues a job and does not wait for it."""
+    return Success(await piece.enqueue_job("count"))

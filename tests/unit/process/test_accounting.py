@@ -169,3 +169,55 @@ def test_uncharged():
 
     carry(update, policy="strict")
     assert others[0].cancelled()  # by the end of the loop
+
+
+def test_stray_callback():
+    """A callback that fails fails the run that set it up."""
+
+    async def update():
+        asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+
+    with pytest.raises(ExecutionFailedError, match=r"the callback .* failed with ZeroDivisionError"):
+        carry(update)
+
+
+def test_late():
+    """What fails when the account is closed is told as late, unless somebody looks at it at once."""
+    told = []
+
+    async def fails(word):
+        raise ValueError(word)
+
+    async def looks():
+        with pytest.raises(ValueError, match="seen"):
+            await asyncio.create_task(fails("seen"))
+
+    async def main():
+        account = Account("r1")
+        account.close(lambda trouble, error: told.append(error.args))
+        with accounting.charged(account):
+            held = asyncio.create_task(fails("unseen"))
+            await asyncio.gather(asyncio.create_task(looks()), asyncio.sleep(0))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return held
+
+    with asyncio.Runner(loop_factory=AccountedLoop) as runner:
+        held = runner.run(main())
+    assert str(held.exception()) == "unseen"
+    assert told == [("unseen",)]
+
+
+def test_what_threads_start_is_the_runs():
+    """A task that an executor item starts is its run's."""
+
+    async def update():
+        loop = asyncio.get_running_loop()
+
+        async def fails():
+            raise ValueError("from over there")
+
+        loop.run_in_executor(None, lambda: loop.call_soon_threadsafe(loop.create_task, fails()))
+
+    with pytest.raises(ExecutionFailedError, match="from over there"):
+        carry(update)
