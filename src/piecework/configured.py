@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from piecework import process
 from piecework.bus.subscriptions import EventBus
 from piecework.clock import SystemClock
-from piecework.config import tool_setting
+from piecework.config import Settings, tool_setting
 from piecework.declaring import Declarations
 from piecework.errors import InvalidStateError
 from piecework.process.lease import Lease
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from piecework.clock import Clock
-    from piecework.config import Settings
     from piecework.container.registry import Service
     from piecework.services.templates import Migrate, Templates
 
@@ -130,6 +129,11 @@ class Configured(Declarations):
     def store_url(self) -> str | None:
         """The store that was given at construction or by `configure`, if one was."""
         return self._store_url
+
+    @property
+    def configured_settings(self) -> Settings:
+        """The numbers that it would be opened with: those that were given, else what `Settings.load` finds."""
+        return self._settings or Settings.load()
 
     @property
     def made_of(self) -> tuple[Any, ...]:

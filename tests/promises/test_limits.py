@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from piecework.process.limits import report
 from piecework.space import supply
 
 from .apps import calls
+from .apps.greedy import __name__ as greedy_module
 from .apps.greedy import app as greedy
 
 pytestmark = [
@@ -246,6 +248,7 @@ async def test_meddling(app):
     """An update can signal or trace no process but its own, mount nothing, and gain no privileges."""
     meddles = (await update(app, "meddles", node=os.getpid())).result
     assert meddles.pop("signal") in {"EPERM", "ESRCH"}
+    assert (meddles.pop("tasks") == 12 + 512) is (linux.namespaces() == "user namespace")
     assert meddles == {"ptrace": "EPERM", "mount": "EPERM", "new_privileges": "1"}
 
 
@@ -266,10 +269,14 @@ def test_report(tmp_path):
 
 @pytest.mark.covers("N439")
 def test_doctor(places, capsys):
-    """`piecework doctor` has a line for each limit."""
-    asyncio.run(doctor(where=Where(store=f"sqlite:///{places}/state/piecework.db", app=None)))
-    told = capsys.readouterr().out
+    """`piecework doctor` has a line for each limit, and warns of a store beside the database."""
+    store = f"sqlite:///{places}/data/piecework.db"
+    greedy.configure(store=store, database=f"sqlite:///{places}/data/app.db", settings=SETTINGS)
+    asyncio.run(doctor(as_json=True, where=Where(store=store, app=f"{greedy_module}:app")))
+    told = {item["name"]: item for item in json.loads(capsys.readouterr().out)["items"]}
     assert [name for name in report(Settings(), mode="session") if f"limit {name}" not in told] == []
+    assert told["limit memory"]["detail"].startswith(f"{SETTINGS.space_memory_bytes} bytes")
+    assert told["limit filesystem"]["status"] == "warning"
 
 
 @pytest.mark.covers("N440")

@@ -104,7 +104,7 @@ def _limits(where: Where, mode: str) -> Iterator[Finding]:
     name = where.app or app_name()
     try:
         app = None if name is None else load_app(name)
-        settings, database = (Settings.load(), None) if app is None else (app.settings, app.database_url)
+        settings, database = (Settings.load(), None) if app is None else (app.configured_settings, app.database_url)
         told = limits.report(settings, mode=mode, store=where.url(), database=database)
     except PieceworkError:
         told = limits.report(Settings(), mode=mode)  # of what is wrong other findings tell

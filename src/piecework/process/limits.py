@@ -7,6 +7,7 @@ and least privilege, no jail: what runs as the same user may do what this user m
 
 from __future__ import annotations
 
+import codecs
 import os
 import resource
 import sys
@@ -63,8 +64,10 @@ def prepare() -> None:
     from piecework.process import kernel, landlock, meter, reach, seccomp  # noqa: F401 - so that each worker has them
 
     _of_zygote.update({kind: _namespace(kind) for kind in ("user", "mnt")})
+    codecs.lookup("ascii")  # in which keepers and workers read /proc: looking it up makes classes
     if landlock.version():
         reach.code_paths()
+    seccomp.program()
 
 
 def apply(limits: Limits) -> None:
@@ -192,10 +195,9 @@ def _cap(kind: int, wanted: int) -> None:
 def _data_bytes() -> int:
     """What RLIMIT_DATA counts of this process as it is now."""
     try:
-        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+        return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")), 0)
 
 
 def _is_own(kind: str) -> bool:

@@ -14,6 +14,7 @@ import resource
 import signal
 import struct
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -186,10 +187,7 @@ class Meter:
                 "space_processes",
             )
         if memory is not None and usage.memory_bytes > memory:
-            # A page that several share counts for each of them there. Where the kernel tells us more, that is looked at
-            # first; it takes longer.
-            used = _shared_out(linux.descendants(self._me))
-            used = usage.memory_bytes if used is None else used - self._born_bytes
+            used = self._closer_look(usage)
             if used > memory:
                 return _reason(
                     MemoryLimitError.code,
@@ -197,6 +195,16 @@ class Meter:
                     "space_memory_bytes",
                 )
         return None
+
+    def _closer_look(self, usage: Usage) -> int:
+        """The memory in use without what counted twice: pages that processes share. It takes longer."""
+        pids = linux.descendants(self._me)
+        used = _shared_out(pids)
+        if used is not None:
+            return used - self._born_bytes
+        # The kernel does not tell us. What each fork of the worker is born with is known all the same.
+        twins = sum(_command(pid) == _command(self._me) for pid in pids)
+        return usage.memory_bytes - self._born_bytes * max(0, twins - 1)
 
 
 def _reason(code: str, message: str) -> dict[str, str]:
@@ -227,6 +235,13 @@ def _sum_of(path: str, names: tuple[str, ...]) -> int | None:
     except OSError:
         return None
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(names))
+
+
+def _command(pid: int) -> bytes:
+    """What a process was started as: that of its parent, as long as it has started nothing else."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -12,6 +12,7 @@ import errno
 import os
 import struct
 import sys
+from functools import cache
 
 from piecework.process.kernel import gain_no_privileges, prctl
 
@@ -101,11 +102,19 @@ def refused() -> list[str]:
 
 def refuse() -> bool:
     """Puts the filter on this thread and all that it starts from now on; False where there is no such thing."""
-    if not available() or not gain_no_privileges():
+    found = program()
+    if found is None or not gain_no_privileges():
         return False
+    return prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(found)) == 0
+
+
+@cache
+def program() -> ctypes.Structure | None:
+    """The filter as the kernel takes it; made once. None where there is no such thing."""
+    if not available():
+        return None
     code = _code(*_MACHINES[os.uname().machine])
-    program = _Program(len(code) // _INSTRUCTION.size, code)
-    return prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program)) == 0
+    return _Program(len(code) // _INSTRUCTION.size, code)
 
 
 def _code(machine: int, column: int) -> bytes:

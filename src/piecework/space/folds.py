@@ -61,8 +61,9 @@ def decide_register_piece(draft: Draft, item: RegisterPiece, now: int) -> Regist
     before = draft.find(Piece, item.piece.space, item.piece.piece_id)
     if before is None or before.desired == REMOVED:
         piece = replace(item.piece, created_at=now, updated_at=now)
-        if before is not None:  # its namesake's last update is still being stopped: the first one of this piece follows
-            piece = replace(piece, run_id=before.run_id)
+        if before is not None:  # its namesake's last update is still being stopped: the first one follows its end
+            piece = replace(piece, run_id=_call_off(draft, before, now, "the piece was removed").run_id)
+        draft.add(piece)
         _begin(draft, piece, item, now)
         return Registered(added=True)
     piece = replace(
@@ -120,7 +121,8 @@ def decide_set_desired(draft: Draft, item: SetDesired, now: int) -> bool:
         )
     same = piece.desired == item.desired
     if item.desired == PAUSED:
-        left = _call_off(draft, drop_after(draft, piece, "the piece was paused", now), now, "the piece was paused")
+        why = "the piece was paused"
+        left = _call_off(draft, drop_after(draft, piece, why, now), now, why)
         if not (same and left is piece):
             draft.put(replace(left, desired=PAUSED, desired_reason=item.reason, updated_at=now))
         return not same
@@ -147,7 +149,8 @@ def decide_remove_piece(draft: Draft, item: RemovePiece, now: int) -> PieceRemov
         NotFoundError: There is no such piece.
     """
     why = "the piece was removed"
-    piece = _call_off(draft, drop_after(draft, _known(draft, item.space, item.piece_id), why, now), now, why)
+    piece = drop_after(draft, _known(draft, item.space, item.piece_id), why, now)
+    piece = _call_off(draft, piece, now, why)
     run = None if piece.run_id is None else draft.find(Run, piece.run_id)
     if run is None or Status(run.status) in ENDED:
         draft.remove(Piece, *piece.identity())
@@ -176,36 +179,37 @@ def decide_finish_piece(draft: Draft, item: FinishPiece, now: int) -> PieceFinis
     if piece.desired == REMOVED:
         draft.remove(Piece, *piece.identity())
         return PieceFinished(status=status, next_run_at=None)
-    after = None if piece.after_run_id is None else draft.get(Run, piece.after_run_id)
-    anew = after is not None and after.trigger_id == REGISTERED  # it is another configuration that failed
-    told: str | None
-    if item.outcome == "failed" and run.abort_reason is None and not anew:
-        piece, moment, told = judge_failure(draft, piece, run, item, now)
-        trigger = RETRY
-    else:
-        piece, told = _observed(draft, piece, run, item, now)
-        moment, trigger = _next_moment(item, now)
-    piece = _followed(draft, piece, run, item, moment, trigger, now)
+    piece, told = _followed(draft, piece, run, item, now)
     draft.put(piece)
     return PieceFinished(status=status, next_run_at=piece.next_run_at, told=told)
 
 
-def _followed(
-    draft: Draft, piece: Piece, run: Run, item: FinishPiece, moment: int | None, trigger: str, now: int
-) -> Piece:
-    """The piece with what follows an update: the one that was asked for meanwhile, its next time, or nothing."""
-    if piece.observed == Observed.BROKEN:
-        piece = drop_after(draft, piece, "the piece has stopped for good", now)
-        return replace(piece, run_id=None, next_run_at=None, occurrence=None)
-    if piece.after_run_id is not None:
-        return start_after(draft, piece, now)
+def _followed(draft: Draft, piece: Piece, run: Run, item: FinishPiece, now: int) -> tuple[Piece, str | None]:
+    """What the update came to, with what follows it: what was asked for meanwhile, the next time, or nothing.
+
+    Returns:
+        The piece, and the event that tells of it.
+    """
+    after = None if piece.after_run_id is None else draft.get(Run, piece.after_run_id)
+    anew = after is not None and after.trigger_id == REGISTERED  # it is another configuration that failed
+    if item.outcome == "failed" and run.abort_reason is None and not anew:
+        piece, moment, told = judge_failure(draft, piece, run, item, now)
+        if moment is None:
+            piece = drop_after(draft, piece, "the piece has stopped", now)
+            return replace(piece, run_id=None, next_run_at=None, occurrence=None), told
+        trigger = RETRY
+    else:
+        piece, told = _observed(draft, piece, run, item, now)
+        moment, trigger = _next_moment(item, now)
+    if after is not None:
+        return start_after(draft, piece, now), told
     if piece.desired == PAUSED:
-        return replace(piece, run_id=None, next_run_at=None, occurrence=None)
+        return replace(piece, run_id=None, next_run_at=None, occurrence=None), told
     if moment is None:
-        return replace(piece, observed=Observed.WAITING, run_id=None, next_run_at=None, occurrence=None)
+        return replace(piece, observed=Observed.WAITING, run_id=None, next_run_at=None, occurrence=None), told
     queue(draft, piece, item.next_run_id, moment, now, trigger=trigger, again=run if trigger == RETRY else None)
     occurrence = item.occurrence if trigger == CRON else piece.occurrence
-    return replace(piece, run_id=item.next_run_id, next_run_at=moment, occurrence=occurrence)
+    return replace(piece, run_id=item.next_run_id, next_run_at=moment, occurrence=occurrence), told
 
 
 def _known(draft: Draft, space: str, piece_id: str) -> Piece:
@@ -245,13 +249,16 @@ def _end_run(draft: Draft, run: Run, item: FinishPiece, now: int) -> Status:
 
 def _observed(draft: Draft, piece: Piece, run: Run, item: FinishPiece, now: int) -> tuple[Piece, str | None]:
     """What the piece is after an update that is no failure of it, and the event that tells of that."""
-    if item.missed:  # nothing was carried out, and nothing is known better than before
-        return replace(piece, status=_words(item)), None
-    piece = replace(piece, last_run_at=now)
+    if not item.missed:
+        piece = replace(piece, last_run_at=now)
+    if item.outcome == INTERRUPTED:
+        return piece, None
     if run.abort_reason is not None:  # somebody has stopped it: whatever it came to is not the piece's doing
         return replace(piece, status=f"Aborted: {run.abort_reason}"), None
     if item.outcome == "failed":
         return replace(piece, status=item.reason, last_failure_at=now, last_error=item.error), None
+    if item.missed:  # nothing was carried out, and nothing is known better than before
+        return replace(piece, status=_words(item)), None
     piece = replace(piece, status=_words(item), state=piece.state if item.state is None else item.state)
     if item.outcome == "retry_after":
         return piece, None
@@ -266,7 +273,7 @@ def _words(item: FinishPiece) -> str:
 
 
 def _next_moment(item: FinishPiece, now: int) -> tuple[int | None, str]:
-    """When the next update is due after one that is no failure, and what makes it so; None where only an event will."""
+    """When the next update is due, and what makes it so; None where only an event will."""
     if item.outcome == "retry_after":
         return now + max(item.retry_after or 0, SECOND), RETRY
     if item.due_at is not None:

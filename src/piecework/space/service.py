@@ -395,7 +395,8 @@ class PieceService(SpaceDoor):
     ) -> bool:
         """Registers a piece, or enables it again with a new configuration; its first update is due at once.
 
-        One that waits for events alone has no first update.
+        One that waits for events alone has no first update. Registering begins anew: a pause is over whoever asked for
+        it, what had stopped goes on, no failure is counted.
 
         Args:
             space: The tenant.

@@ -8,6 +8,7 @@ import errno
 import importlib
 import mmap
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -162,6 +163,7 @@ async def meddles(piece):
             "signal": attempt(lambda: os.kill(parent, 0)),
             "ptrace": errno.errorcode[ctypes.get_errno()] if libc.ptrace(16, parent, 0, 0) else "done",
             "mount": errno.errorcode[ctypes.get_errno()] if libc.mount(b"x", b"/tmp", b"tmpfs", 0, None) else "done",
+            "tasks": resource.getrlimit(resource.RLIMIT_NPROC)[0],
             "new_privileges": Path("/proc/self/status").read_text().split("NoNewPrivs:\t")[1][0],
         }
     )

@@ -21,7 +21,15 @@ from piecework.space.folds import (
 )
 from piecework.space.folds_wake import decide_move_piece, decide_wake_pieces
 from piecework.store.draft import Draft
-from piecework.store.items import MovePiece, RegisterPiece, RemovePiece, RunPiece, SetDesired, WakePieces, WakingPieces
+from piecework.store.items import (
+    MovePiece,
+    RegisterPiece,
+    RemovePiece,
+    RunPiece,
+    SetDesired,
+    WakePieces,
+    WakingPieces,
+)
 from piecework.store.records import Delivery, EventRow, Piece, Run
 from piecework.testing.verbs import NOW, piece, piece_end
 
@@ -363,14 +371,15 @@ def test_what_is_told_of_a_piece_is_true(steps, policy):
             if step == "abort":
                 desk.draft.put(replace(desk.draft.get(Run, under_way.run_id), abort_reason="enough"))
             outcome = {"success": "success", "later": "retry_after"}.get(step, "failed")
-            done = desk.finish(under_way, outcome, permanent=step == "fatal", retry_after=5, failure=policy)
+            run = desk.draft.get(Run, under_way.run_id)
+            done = desk.finish(run, outcome, permanent=step == "fatal", retry_after=5, failure=policy)
             under_way, told = None, told + [done.told] * (done.told is not None)
         piece = desk.draft.find(Piece, "acme", "hn")
         if piece is None:
             assert under_way is None
             continue
         unended = {run.run_id for run in desk.draft.all(Run) if run.status not in ENDED}
-        assert unended == {run_id for run_id in (piece.run_id, piece.after_run_id) if run_id is not None}
+        assert unended == {piece.run_id, piece.after_run_id} - {None}
         if piece.desired == "enabled":
             assert (piece.run_id is None) == (piece.observed == "broken")
         if piece.desired != "removed":
