@@ -121,6 +121,7 @@ def run(capsys, monkeypatch):
     for name in ("PIECEWORK_STORE", "PIECEWORK_APP"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIECEWORK_CONNECT_TIMEOUT_SECONDS", "0")
+    monkeypatch.setattr("piecework.cli.pieces._PATIENCE_SECONDS", 20)  # what is slow here is no news
     monkeypatch.chdir(HERE)
     monkeypatch.setattr(sys, "path", [*sys.path])
     logger, interval = logging.getLogger("piecework"), sys.getswitchinterval()

@@ -46,6 +46,8 @@ async def feed(piece):
         return Failed("no such feed")
     if piece.config.get("old"):
         return Skipped("not modified")
+    if piece.config.get("slow"):
+        await asyncio.Event().wait()
     piece.logger.info("read", url=piece.config.get("url"))
     return Success({"articles": 3})
 

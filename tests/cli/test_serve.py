@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from piecework.run.link import LinkClient
 from piecework.store.migrate import APPLICATION_ID
 
 
+@pytest.mark.covers("P55")
 def test_a_node_says_when_it_is_ready(serve, run):
     """One line names app, node, store, socket, workflows and integrations; after it clients are answered."""
     node = serve()
@@ -21,6 +25,7 @@ def test_a_node_says_when_it_is_ready(serve, run):
     assert run("runs", "list", "--store", node.store).code == 0
 
 
+@pytest.mark.covers("P55")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_order(serve, number):
     """Ctrl-C and SIGTERM end a node with exit code 0; nothing is left of it."""
@@ -47,6 +52,70 @@ def test_a_node_that_is_still_opening_can_be_stopped(serve):
     assert node.line() == "opening\n"
     node.signal(signal.SIGTERM)
     assert node.ended() == 0
+
+
+@pytest.mark.covers("P55")
+def test_an_end_that_fails_is_an_end(serve):
+    """What fails while a node stops does not keep it: it is told with the error, and the exit code is not 0."""
+    node = serve(app="stubborn:app")
+    node.line()
+    node.signal(signal.SIGTERM)
+    assert node.ended() == 1
+    assert "the door is stuck" in node.stderr.read_text()
+
+
+@pytest.mark.covers("P55")
+@pytest.mark.parametrize("error", ["ValueError", "SystemExit"])
+def test_a_start_that_fails_is_told(serve, error, monkeypatch):
+    """Whatever is raised while a node opens is told, and the exit code is not 0."""
+    monkeypatch.setenv("STUBBORN", error)
+    node = serve(app="stubborn:app")
+    assert node.line() == ""
+    assert node.ended() != 0
+    assert error in node.stderr.read_text() or "the door is not there" in node.stderr.read_text()
+
+
+@pytest.mark.covers("P55")
+def test_it_runs_only_as_the_main_program(command):
+    """To import the program runs nothing; to run it as a module runs it."""
+    told = subprocess.run(
+        [sys.executable, "-c", "import piecework.__main__"], capture_output=True, text=True, check=True
+    )
+    assert (told.stdout, told.stderr) == ("", "")
+
+
+@pytest.fixture
+def waited(monkeypatch):
+    """How long commands would have waited for a node."""
+    connect, seen = LinkClient.connect, []
+
+    async def once(path, *, timeout_seconds):
+        seen.append(timeout_seconds)
+        return await connect(path, timeout_seconds=0)
+
+    monkeypatch.setattr(LinkClient, "connect", once)
+    return seen
+
+
+@pytest.mark.covers("P54")
+@pytest.mark.parametrize(("given", "seconds"), [(None, 5), ("30", 30), ("0.5", 0.5), ("0", 0)])
+def test_how_long_a_command_waits_for_a_node(run, tmp_path, monkeypatch, waited, given, seconds):
+    """PIECEWORK_CONNECT_TIMEOUT_SECONDS is how long a command waits for a node; 5 s where nothing is said."""
+    monkeypatch.delenv("PIECEWORK_CONNECT_TIMEOUT_SECONDS")
+    if given is not None:
+        monkeypatch.setenv("PIECEWORK_CONNECT_TIMEOUT_SECONDS", given)
+    assert run("runs", "list", "--store", f"sqlite:///{tmp_path}/store.db").code == 1
+    assert waited == [seconds]
+
+
+@pytest.mark.covers("P54")
+@pytest.mark.parametrize("given", ["soon", "-1", "nan", "", "5 s"])
+def test_a_timeout_that_is_none_is_refused(run, tmp_path, monkeypatch, given):
+    """What is no number of seconds is refused in one line that names the variable."""
+    monkeypatch.setenv("PIECEWORK_CONNECT_TIMEOUT_SECONDS", given)
+    answer = run("runs", "list", "--store", f"sqlite:///{tmp_path}/store.db")
+    assert (answer.code, answer.err.count("\n")) == (1, 1)
+    assert "PIECEWORK_CONNECT_TIMEOUT_SECONDS" in answer.err
 
 
 def test_an_app_may_come_from_a_function(serve, run):

@@ -54,7 +54,7 @@ def test_the_quickstarts_programs_run(tmp_path):
         assert run(text + opens, tmp_path) == "open\n"
 
 
-GUIDES = ["services", "jobs", "database", "transactions", "workspaces", "workflows", "web"]
+GUIDES = ["services", "jobs", "database", "transactions", "workspaces", "workflows", "web", "pieces"]
 
 
 @pytest.mark.parametrize("guide", [f"{name}.md" for name in GUIDES])

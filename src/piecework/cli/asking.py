@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from cyclopts import Parameter
 
@@ -18,9 +19,17 @@ from piecework.run.link import LinkClient
 from piecework.store.sqlite import sqlite_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from cyclopts import Token
+
+
+class Ask(Protocol):
+    """Asks a node one question."""
+
+    async def __call__(self, op: str, **args: Any) -> Any:
+        """Answers with JSON values; what is None is left out of the question."""
+        ...
 
 
 @Parameter(name="*")
@@ -72,8 +81,42 @@ AsJson = Annotated[bool, Parameter(name="--json", help="Print JSON, for programs
 """The option of every command that shows something."""
 
 
+@asynccontextmanager
+async def asking(where: Where) -> AsyncIterator[Ask]:
+    """Finds the node of a file, or the server's database, for as many questions as there are.
+
+    Args:
+        where: Which node.
+
+    Yields:
+        Asks one: `await ask("runs.get", run_id=…)`; what is None is left out.
+
+    Raises:
+        NoNodeError: There is none of that file.
+        StoreUnavailableError: The server cannot be reached.
+    """
+    url = where.url()
+    if not url.startswith("sqlite:"):
+        # Everybody reaches a server: this process is a client of it by itself, and no node has to be asked.
+        async with App("piecework", store=url).open(role="client") as app:
+            desk = Desk(app)
+
+            async def answer(op: str, **args: Any) -> Any:
+                return await desk.answer(op, _given(args))
+
+            yield answer
+        return
+    timeout_seconds = Settings.load().connect_timeout_seconds
+    async with await LinkClient.connect(sqlite_path(url).absolute(), timeout_seconds=timeout_seconds) as link:
+
+        async def ask_link(op: str, **args: Any) -> Any:
+            return await link.ask(op, **_given(args))
+
+        yield ask_link
+
+
 async def ask(where: Where, op: str, **args: Any) -> Any:
-    """Asks the node of a file, or the server's database; what is None is left out.
+    """Asks the node of a file, or the server's database, one question; what is None is left out.
 
     Args:
         where: Which node.
@@ -85,12 +128,9 @@ async def ask(where: Where, op: str, **args: Any) -> Any:
         StoreUnavailableError: The server cannot be reached.
         PieceworkError: The node's answer.
     """
-    given = {name: value for name, value in args.items() if value is not None}
-    url = where.url()
-    if not url.startswith("sqlite:"):
-        # Everybody reaches a server: this process is a client of it by itself, and no node has to be asked.
-        async with App("piecework", store=url).open(role="client") as app:
-            return await Desk(app).answer(op, given)
-    timeout_seconds = Settings.load().connect_timeout_seconds
-    async with await LinkClient.connect(sqlite_path(url).absolute(), timeout_seconds=timeout_seconds) as link:
-        return await link.ask(op, **given)
+    async with asking(where) as one:
+        return await one(op, **args)
+
+
+def _given(args: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in args.items() if value is not None}

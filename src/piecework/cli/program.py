@@ -21,6 +21,7 @@ from piecework.cli.repl import repl
 from piecework.cli.runs import runs
 from piecework.cli.serve import serve
 from piecework.cli.services import services
+from piecework.cli.spaces import spaces
 from piecework.cli.store import store
 from piecework.cli.telling import clean
 from piecework.cli.workflows import workflows
@@ -47,7 +48,7 @@ for command in (serve, demo, doctor):
     program.command(command)
 program.command(repl, help_format="markdown")  # its help is a paragraph, broken where the terminal ends
 program.command(call_command, name="command")
-for group in (events, workflows, runs, pieces, jobs, services, store):
+for group in (events, workflows, runs, pieces, spaces, jobs, services, store):
     program.command(group)
 
 

@@ -220,7 +220,7 @@ def show_runs(items: list[dict[str, Any]], *, nothing: str) -> None:
         for run in items
     ]
     columns = ("run", "status", "kind", "name", "space", "at", "created", "note")
-    show_table(columns, rows, nothing=nothing)
+    show_table(columns, rows, nothing=nothing, beneath=columns.index("at"))
 
 
 def show_run(run: dict[str, Any]) -> None:

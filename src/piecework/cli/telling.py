@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +36,7 @@ _STYLES = {
 _PAYLOAD_CHARACTERS = 100
 _NONE = "-"
 _LAST_CHARACTERS = 14  # the last column has long texts, which are still read when they are broken
+_SENTENCE_CHARACTERS = 40  # where there are two lines for a row, a table has to be the better way to read it
 _GAP = 2
 # Wider than any line: what is piped into a program is neither wrapped nor cut.
 _ENDLESS = 100_000
@@ -50,16 +52,28 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, nothing: str) -> None:
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, nothing: str, beneath: int | None = None
+) -> None:
     """Prints a table, or `nothing` when there are no rows; the first column is never broken.
 
     On a terminal that is too narrow for its words, each row is printed by itself, its fields beneath each other.
+
+    Args:
+        columns: What stands over them.
+        rows: Their values.
+        nothing: Said instead of an empty table.
+        beneath: Where a row speaks for itself: on a narrow terminal it takes two lines, the second of which begins with
+            the column of this number.
     """
     listed = [[_cell(value) for value in row] for row in rows]
     if not listed:
         say(nothing)
         return
-    if not _has_room(columns, listed):
+    if not _has_room(columns, listed, whole=beneath is not None):
+        if beneath is not None:
+            _show_lines(listed, beneath)
+            return
         for index, row in enumerate(listed):
             if index:
                 say("")
@@ -67,21 +81,38 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, nothing
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, no_wrap=index == 0, overflow="fold")
+        whole = index == 0 or (beneath is not None and index < len(columns) - 1)
+        table.add_column(column, no_wrap=whole, overflow="fold")
     for row in listed:
         table.add_row(*row)
     print_table(table)
 
 
-def _has_room(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> bool:
-    """Whether the columns of a table fit beside each other without breaking words; of the last one the most do."""
+def _show_lines(rows: Sequence[Sequence[Text]], beneath: int) -> None:
+    """Prints each row in two lines, what is not known left out."""
+    console = Console(highlight=False)
+    for row in rows:
+        for indent, cells in ((0, row[:beneath]), (2, row[beneath:])):
+            known = [cell for cell in cells if cell.plain != _NONE]
+            if known:
+                console.print(Padding(Text("  ").join(known), (0, 0, 0, indent), expand=False))
+
+
+def _has_room(columns: Sequence[str], rows: Sequence[Sequence[Text]], *, whole: bool) -> bool:
+    """Whether the columns of a table fit beside each other, or at least without breaking words where not `whole`.
+
+    Of the last one the most do.
+    """
     console = Console()
     if not console.is_terminal:
         return True
     cells = [[Text(column), *(row[index] for row in rows)] for index, column in enumerate(columns)]
     first, *others = ([console.measure(cell) for cell in column] for column in cells)
-    widths = [max(size.maximum for size in first), *(max(size.minimum for size in column) for column in others)]
-    widths[-1] = min(widths[-1], _LAST_CHARACTERS)
+    widths = [
+        max(size.maximum for size in first),
+        *(max(size.maximum if whole else size.minimum for size in column) for column in others),
+    ]
+    widths[-1] = min(widths[-1], _SENTENCE_CHARACTERS if whole else _LAST_CHARACTERS)
     return sum(widths) + _GAP * (len(widths) - 1) <= console.width
 
 
@@ -107,6 +138,21 @@ def moment(value: str | None, *, now: datetime | None = None) -> str | None:
             text = f"{round(size / width)} {unit}"
             break
     return f"in {text}" if seconds >= 0.5 else f"{text} ago"
+
+
+def duration(seconds: float) -> str:
+    """Tells how long something took, or takes: "0.21 s", "4.5 s", "3 min", "2.5 h"."""
+    if round(seconds, 2) < 1:
+        return f"{seconds:.2f} s"
+    for limit, unit, width in ((60, "s", 1), (3600, "min", 60), (86400, "h", 3600)):
+        if round(seconds) < limit:
+            return f"{seconds / width:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{seconds / 86400:.1f}".removesuffix(".0") + " d"
+
+
+def between(since: str | None, until: str | None) -> float | None:
+    """How many seconds there are between two ISO 8601 moments; None where one is not known."""
+    return None if since is None or until is None else (_moment(until) - _moment(since)).total_seconds()
 
 
 def error_text(error: dict[str, Any] | None) -> str | None:
