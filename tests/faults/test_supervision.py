@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 import sys
@@ -418,6 +419,23 @@ async def test_code_that_cannot_be_imported_changes_nothing(make_tenants, code, 
     with pytest.raises(AppImportError, match="SyntaxError"):
         await tenants.spaces.reload()
     assert (await tenants.run("version")).outcome["data"] == 1
+
+
+@pytest.mark.covers("N469")
+async def test_changed_files_are_noticed(make_tenants, code, heard, monkeypatch):
+    """With `serve --reload` a change of the app's own files is taken up, and a mistake in them is told."""
+    tenants = await make_tenants("versioned:app")
+    monkeypatch.delitem(sys.modules, "versioned", raising=False)
+    importlib.import_module("versioned")
+    watching = asyncio.ensure_future(tenants.spaces.reload_on_change(every_seconds=0.01))
+    await asyncio.sleep(0)
+    code(VERSION.format(222))
+    await heard(signals.ZYGOTE_REPLACED)
+    assert (await tenants.run("version")).outcome["data"] == 222
+    code("1 +")
+    assert "SyntaxError" in (await heard(signals.NODE_TROUBLE))["error"]
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
 
 
 @pytest.mark.covers("N467")

@@ -9,7 +9,7 @@ import pytest
 
 from piecework import App, Settings
 from piecework.clock import SECOND
-from piecework.errors import ValidationError
+from piecework.errors import NotFoundError, ValidationError
 from piecework.ids import new_id
 from piecework.process import linux
 from piecework.space.folds import decide_set_desired
@@ -307,6 +307,26 @@ async def test_off_and_on_while_an_update_is_under_way(app, line, clock):
     await ended(app, place=0)
     unended = [update for update in await app.pieces.runs("acme", "p") if update.ended_at is None]
     assert [update.trigger_id for update in unended] == ["interval"]
+
+
+@pytest.mark.covers("P15", "A15")
+@ONE
+async def test_a_removed_piece_is_due_no_more(app):
+    """A removed piece is in no list, has no update to come, and no event wakes it; another of its name is new."""
+    await add(app, "minutely", "timed")
+    await app.pieces.register(space="acme", piece_id="woken", integration="waits")
+    queued = (await app.pieces.runs("acme", "timed"))[0]
+    for piece_id in ("timed", "woken"):
+        await app.pieces.remove("acme", piece_id)
+    assert await app.pieces.list() == []
+    with pytest.raises(NotFoundError):
+        await app.runtime.get(queued.run_id)
+    assert await app.pieces.register(space="acme", piece_id="last", integration="waits")
+    heard = listen(app)
+    await app.publish("feed.changed", {}, space="acme")
+    assert (await woken(app, heard)).key == "last"
+    assert [update.key for update in await app.runtime.list_all_runs(kind="piece")] == ["last", "timed"]
+    assert await app.pieces.register(space="acme", piece_id="timed", integration="minutely")
 
 
 @pytest.mark.covers("A17")

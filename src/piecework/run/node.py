@@ -294,12 +294,11 @@ class Node:
         _, late = await asyncio.wait(mine, timeout=seconds)
         return not late
 
-    async def until_given_back(self, run_ids: Iterable[str]) -> bool:
-        """Waits until none of these runs executes here: they are about to be given back. Answers whether one did."""
+    async def until_given_back(self, run_ids: Iterable[str]) -> None:
+        """Waits until none of these runs executes here: they are about to be given back."""
         tasks = {flying.task for run_id in run_ids if (flying := self._flying.get(run_id)) is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=_GIVEN_BACK_SECONDS)
-        return bool(tasks)
 
     async def look(self) -> None:
         """Claims what is due now, if this node claims at all."""

@@ -88,18 +88,17 @@ class Spaces:
 
         Args:
             space: The tenant.
-            run_id: For the error.
+            run_id: Which run.
             end: What is waited for.
 
         Raises:
             CrashedError: The space is broken; the run stays queued.
         """
-        before = manager.restarts if (manager := self._managers.get(space)) is not None else 0
         waiting = asyncio.ensure_future(end)
         try:
             while not waiting.done():
                 manager = self._managers.get(space)
-                if manager is not None and manager.broken and manager.restarts > before:
+                if manager is not None and manager.broken and manager.puts_off(run_id):
                     raise CrashedError(
                         f"space {space!r} is broken, run {run_id} waits: {manager.reason}. `resume_space` tries anew",
                         space=space,

@@ -568,7 +568,7 @@ class PieceService(SpaceDoor):
         asked: PieceAsked = await self._ask(run_piece, item, decide_run_piece, self._follow_asked)
         run_id = asked.run_id
         news = self._node.news.expect(run_id)
-        await self._try_at_once(space, piece_id)
+        await self._try_at_once(space, piece_id, run_id)
         try:
             info = await self._info(run_id)
             while wait and info.ended_at is None:

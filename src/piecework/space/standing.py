@@ -103,9 +103,10 @@ class SpaceDoor:
         self._node.wake()
         return await self.space(space)
 
-    async def _try_at_once(self, space: str, piece_id: str) -> None:
+    async def _try_at_once(self, space: str, piece_id: str, run_id: str) -> None:
         """Has a space whose workers failed tried with a piece's update, also when that is just being put off."""
-        if await self._node.until_given_back(self._spaces.probe(space)):
+        if run_id in self._spaces.probe(space):
+            await self._node.until_given_back([run_id])
             await self._make_due(space, piece_id)
             self._node.wake()
 

@@ -17,7 +17,7 @@ from piecework.clock import SystemClock
 from piecework.errors import PieceworkError
 from piecework.process.launch import Zygote
 from piecework.process.limits import Limits, report
-from piecework.space.controller import Controller
+from piecework.space.controller import Controller, WorkerDied
 from piecework.space.watching import CodeWatch
 from piecework.telemetry import logs, signals
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from piecework.process import protocol
     from piecework.process.address import Address
     from piecework.process.lease import Lease
-    from piecework.space.controller import WorkerDied
 
 _log = logs.get_logger("piecework.worker")
 
@@ -135,7 +134,7 @@ class WorkerSupply:
         Args:
             every_seconds: How often the files are looked at.
         """
-        watch = await asyncio.to_thread(CodeWatch)
+        watch = CodeWatch()  # here and now: what changes from the call on is seen
         while True:
             await asyncio.sleep(every_seconds)
             changed = await asyncio.to_thread(watch.changed)

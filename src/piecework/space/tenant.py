@@ -125,8 +125,14 @@ class SpaceManager:
 
     def probe(self) -> list[str]:
         """Lets the next run try for a worker at once; answers the runs that were put off."""
+        put_off = list(self._parked)
+        self._parked.clear()
         self._breaker.probe()
-        return list(self._parked)
+        return put_off
+
+    def puts_off(self, run_id: str) -> bool:
+        """Whether a run has been given back because no worker could be had, and has not come again."""
+        return run_id in self._parked
 
     def mend(self) -> list[str]:
         """Forgets that its workers failed; answers the runs that were put off for that."""
