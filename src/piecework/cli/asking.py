@@ -102,6 +102,7 @@ async def asking(where: Where) -> AsyncIterator[Ask]:
             desk = Desk(app)
 
             async def answer(op: str, **args: Any) -> Any:
+                """Answers by itself."""
                 return await desk.answer(op, _given(args))
 
             yield answer
@@ -110,6 +111,7 @@ async def asking(where: Where) -> AsyncIterator[Ask]:
     async with await LinkClient.connect(sqlite_path(url).absolute(), timeout_seconds=timeout_seconds) as link:
 
         async def ask_link(op: str, **args: Any) -> Any:
+            """Asks the node."""
             return await link.ask(op, **_given(args))
 
         yield ask_link

@@ -107,8 +107,9 @@ def what_next(piece: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> It
         reason = f": {piece['desired_reason']}" if piece["desired_reason"] else ""
         yield f"{name} is {piece['desired']}{reason}; to go on: piecework pieces resume {place}"
     elif piece["next_run_at"] is not None:
-        stopped = "is out of order and will be tried again" if piece["observed"] == "broken" else "is due"
-        yield f"{name} {stopped} {due(piece['next_run_at'])} ({piece['schedule']})"
+        tried = piece["observed"] in {"broken", "half-open"}
+        told = "has failed too often: whether it works again is looked at" if tried else "is due"
+        yield f"{name} {told} {due(piece['next_run_at'])} ({piece['schedule']})"
     elif piece["observed"] == "broken":
         yield f"{name} is out of order until somebody enables it: piecework pieces resume {place}"
     else:

@@ -475,7 +475,9 @@ class PieceService(SpaceDoor):
             NotFoundError: There is no such piece; the message suggests near names.
             ValidationError: The reason is no text.
         """
-        return await self._desire(space, piece_id, PAUSED, reason)
+        paused = await self._desire(space, piece_id, PAUSED, reason)
+        self._spaces.doubt(space)
+        return paused
 
     async def resume(self, space: str, piece_id: str, *, reason: str | None = None) -> bool:
         """Enables a piece that is paused or out of order: its failures are forgotten, its next update is due at once.
@@ -508,6 +510,7 @@ class PieceService(SpaceDoor):
         """
         item = RemovePiece(space=space, piece_id=piece_id)
         await self._ask(remove_piece, item, decide_remove_piece, self._removed)
+        self._spaces.doubt(space)
 
     async def list(self, *, space: str | None = None) -> list[PieceRecord]:
         """Registered pieces, of one space or of all."""
