@@ -67,7 +67,8 @@ async def main(folder: Path, place: str) -> None:
     """Has the piece updated once."""
     watch_commits(folder, place)
     threading.Thread(target=obey, args=(folder / "node",), daemon=True).start()
-    app.configure(store=os.environ["STORE_OF_THE_TEST"], settings=Settings(lease_seconds=1, heartbeat_seconds=0.2))
+    settings = Settings(lease_seconds=1, heartbeat_seconds=0.2, space_writable_paths=(str(folder),))
+    app.configure(store=os.environ["STORE_OF_THE_TEST"], settings=settings)
     async with app:
         if not await app.pieces.list():
             config = {"folder": str(folder), "place": place}

@@ -16,6 +16,7 @@ from piecework.config import Settings
 from piecework.errors import AppImportError, InvalidStateError, StoppedError, ValidationError
 from piecework.process import linux
 from piecework.process.address import Address
+from piecework.process.lease import Lease
 from piecework.process.protocol import Init, Run
 from piecework.space.controller import WorkerDied
 from piecework.space.manager import Spaces
@@ -43,6 +44,7 @@ class Tenants:
             Address(target),
             Settings(**SETTINGS | settings),
             make_init=self._make_init,
+            lease=Lease(),
             answer=self._answer,
             on_log=lambda line, space: None,
             clock=self.clock,

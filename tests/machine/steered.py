@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from piecework.errors import ClosedError
-from piecework.store.contract import Failure
+from piecework.store.contract import Failure, nobody
 from piecework.store.draft import Draft
 from piecework.store.records import Entry
 
@@ -127,10 +127,15 @@ class SteeredStore:
         """Nobody is told anything: nothing may depend on it."""
 
     def heartbeat(
-        self, beat: Callable[[], tuple[Verb, Any, Decide]], *, every_seconds: float, stall_seconds: float
+        self,
+        beat: Callable[[], tuple[Verb, Any, Decide]],
+        *,
+        every_seconds: float,
+        stall_seconds: float,
+        on_held: Callable[[float], None] = nobody,
     ) -> Heart:
         """What says that the node lives, by the virtual clock; nothing where a lock says so."""
-        del stall_seconds
+        del stall_seconds, on_held
         return Heart(self, beat, every_seconds if self.shared else None)
 
     async def _wait(

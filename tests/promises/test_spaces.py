@@ -82,7 +82,7 @@ async def test_an_app_is_opened_once(make_kinds):  # noqa: F811
         with pytest.raises(InvalidStateError):
             await app.__aenter__()
         two = await add(app, "plain", "two")
-        assert one.result["pid"] == two.result["pid"]
+        assert one.result["process"] == two.result["process"]
         assert [manager.space for manager in app.spaces.managers()] == ["acme"]
 
 
@@ -91,8 +91,9 @@ async def test_a_space_without_a_piece_to_update_has_no_worker(make_kinds, line)
     """When no piece of a space is to be updated any more its worker goes, and after a start it gets none."""
     async with make_kinds() as app:
         await app.pieces.register(space="acme", piece_id="p", integration="held", config=line.config)
-        worker = await line.has_begun()
+        await line.has_begun()
         controller = app.spaces.manager("acme").controller
+        worker = controller.pid
         await pause(app)
         await line.let_go()
         await first(app)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import socket
 
 from piecework import App, Success
+from workers_seen import who
 
 app = App("times")
 
@@ -22,7 +22,7 @@ async def look(piece):
 def hold(piece):
     """Calls up the test, says which process it is, and goes on when it is answered."""
     with socket.create_connection(("127.0.0.1", piece.config["port"])) as line:
-        line.sendall(f"{os.getpid()}\n".encode())
+        line.sendall(f"{who()}\n".encode())
         line.recv(100)
 
 
