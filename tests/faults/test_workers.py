@@ -560,3 +560,35 @@ async def test_stopped_keeper(node):
         pass  # until there is no room for another word
     await controller._abandon()
     assert controller.keeper_state == "dead"
+
+
+async def spare(zygote):
+    """Waits until a zygote has a spare worker, and answers its keeper."""
+    async with asyncio.timeout(25):
+        while (child := zygote.spare) is None:
+            await asyncio.sleep(0.001)
+    return child.keeper_pid
+
+
+@pytest.mark.covers("N474")
+async def test_a_spare_worker(node):
+    """While a worker is at work the next one stands ready for whoever comes; with the last worker it goes."""
+    await node.zygote.stop()
+    node.zygote = node.make_zygote("stub_app:app", spare=True)
+    await node.zygote.start()
+    first = await node.controller("acme")
+    ready = await spare(node.zygote)
+    second = await node.controller("globex")
+    assert second.keeper_pid == ready
+    assert (await second.run(a_run("logs"), 25)).outcome["name"] == "success"
+    lost = await spare(node.zygote)
+    os.kill(lost, signal.SIGKILL)
+    await gone(lost)
+    third = await node.controller("acme")
+    assert third.keeper_pid != lost
+    last = await spare(node.zygote)
+    for controller in (first, second, third):
+        await controller.stop()
+    await gone(last)
+    assert node.zygote.spare is None
+    assert {space for space, _ in node.lines} <= {"globex", "acme"}

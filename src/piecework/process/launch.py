@@ -20,6 +20,7 @@ from piecework.process import environment, linux
 from piecework.process.child import Child, Output, readable
 from piecework.process.lease import Lease
 from piecework.process.limits import Limits
+from piecework.process.spare import Spare
 from piecework.process.zygote import MESSAGE_BYTES
 from piecework.telemetry import signals
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _STOP_SECONDS = 5
+_WORKER = "piecework.space.worker:main"
+_NOBODY = "(spare)"
 _LAST_LINES = 20
 
 
@@ -45,6 +48,7 @@ class Zygote:
         on_output: Called on the loop with each line that a process of ours prints, and the space it is for (None: the
             zygote itself).
         limits: What each worker, with all that it starts, may use; None is no limit at all.
+        spare: Keep a worker ready for the next space while another has one.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class Zygote:
         namespaces: bool = True,
         on_output: Callable[[str, str | None], None],
         limits: Limits | None = None,
+        spare: bool = False,
     ) -> None:
         self._limits = limits or Limits()
+        self._spare = Spare(lambda: self._fork(_NOBODY)) if spare else None
         self._target = target
         self._paths = list(paths)
         self._main_path = main_path
@@ -105,6 +111,11 @@ class Zygote:
         # The thread that waits for it may tell of its end only after its workers' ends, which are heard of elsewhere.
         return self._process is None or not _has_ended(self._process.pid)
 
+    @property
+    def spare(self) -> Child | None:
+        """The worker that stands ready for the next space, where one does."""
+        return None if self._spare is None else self._spare.ready
+
     async def start(self) -> None:
         """Starts the process and waits until it has imported the application.
 
@@ -127,7 +138,7 @@ class Zygote:
         self._mode = answer["mode"]
         signals.emit(signals.ZYGOTE_STARTED, pid=self.pid)
 
-    async def fork(self, space: str, entry: str = "piecework.space.worker:main") -> Child:
+    async def fork(self, space: str, entry: str = _WORKER) -> Child:
         """Asks for a worker and waits until it is there.
 
         Args:
@@ -144,10 +155,20 @@ class Zygote:
                 "gets one when the store can be reached again",
                 space=space,
             )
+        child = None if self._spare is None or entry != _WORKER else self._spare.take()
+        if child is None:
+            child = await self._fork(space, entry)
+        child.space = space
+        if self._spare is not None:
+            self._spare.given(child)
+        return child
+
+    async def _fork(self, space: str, entry: str = _WORKER) -> Child:
         channel, worker_channel = socket.socketpair()
         control, keeper_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reading, writing = os.pipe()
-        output = Output(reading, lambda line: self._on_output(line, space))
+        owner: list[Child] = []
+        output = Output(reading, lambda line: self._on_output(line, owner[0].space if owner else space))
         try:
             with worker_channel, keeper_control, open(writing, "wb", buffering=0):  # noqa: PTH123, ASYNC230 - a pipe's end: opening it waits for nothing
                 await self._request(space, entry, [worker_channel.fileno(), keeper_control.fileno(), writing])
@@ -158,6 +179,7 @@ class Zygote:
             control.close()
             output.finish()
             raise
+        owner.append(child)
         self._children.add(child)
         self._lease.bind(child)
         child.when_dead(lambda _: self._children.discard(child))
@@ -165,6 +187,8 @@ class Zygote:
 
     async def stop(self) -> int | None:
         """Kills every worker that is left, ends the zygote, and returns when nothing of them runs; its exit status."""
+        if self._spare is not None:
+            self._spare.drop()
         for child in tuple(self._children):
             child.kill()
         for child in tuple(self._children):
@@ -175,6 +199,8 @@ class Zygote:
             async with self._lock:
                 self._requests.close()
                 self._requests = None
+        if self._spare is not None:
+            await self._spare.settled()
         status = await self._wait_for_end()
         for child in tuple(self._children):  # forked while we stopped: its keeper has seen the zygote end
             await child.dead()

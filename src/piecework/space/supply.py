@@ -179,6 +179,7 @@ class WorkerSupply:
             lease=self._lease,
             on_output=_show_output,
             limits=Limits.of(self._settings),
+            spare=True,
         )
 
 
