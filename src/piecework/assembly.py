@@ -27,9 +27,10 @@ from piecework.services.job import Jobs
 from piecework.services.mailing import JOB, Mailing
 from piecework.services.notifications import JOB as DELIVER
 from piecework.services.notifications import Notifications
+from piecework.space.kind import PieceKind
 from piecework.space.manager import Spaces
 from piecework.space.overdue import Overdue
-from piecework.space.service import PieceKind, PieceService
+from piecework.space.service import PieceService
 from piecework.space.standing import is_wanted
 from piecework.space.supply import WorkerSupply
 from piecework.space.waking import PieceEvents
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     from piecework.bus.subscriptions import EventBus
     from piecework.config import Settings
-    from piecework.desk import OpenApp
+    from piecework.desk_form import OpenApp
     from piecework.process import protocol
     from piecework.process.address import Address
     from piecework.process.lease import Lease

@@ -10,127 +10,25 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 from piecework.bus.event import Event
+from piecework.desk_form import Form, Limit, OpenApp, as_many, page
+from piecework.desk_pieces import PIECE_FORMS
 from piecework.errors import NotFoundError, TimeoutExceededError, ValidationError
 from piecework.process import protocol
 from piecework.run.link_errors import told_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from piecework.clock import Clock
-    from piecework.config import Settings
-    from piecework.run.intake import Receipt
-    from piecework.run.node import Node
-    from piecework.services.bot import Bot
     from piecework.space.manager import Spaces
-    from piecework.space.service import PieceRecord, PieceService
-    from piecework.store.contract import Store
     from piecework.workflow.result import Result
-    from piecework.workflow.runtime import Runtime
 
 WORKER_OPS = frozenset({"publish", "enqueue", "jobs.value", "notify"})
 """What a worker may ask for; the rest is for people."""
 
-_SHOWN_RUNS = 10
-_ALL_RUNS = 2**31
-_PAGE_BYTES = protocol.FRAME_LIMIT_BYTES // 2
-
-Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=60)]
-
-
-class OpenApp(Protocol):
-    """What the desk needs of the app; there while it is open."""
-
-    name: str
-    clock: Clock
-
-    @property
-    def node(self) -> Node:
-        """What runs runs."""
-        ...
-
-    @property
-    def store(self) -> Store:
-        """Where they are."""
-        ...
-
-    @property
-    def settings(self) -> Settings:
-        """The numbers in force."""
-        ...
-
-    @property
-    def runtime(self) -> Runtime:
-        """Workflows and runs."""
-        ...
-
-    @property
-    def pieces(self) -> PieceService:
-        """Pieces."""
-        ...
-
-    @property
-    def spaces(self) -> Spaces:
-        """The workers of spaces."""
-        ...
-
-    @property
-    def integrations(self) -> list[str]:
-        """The integrations that pieces may name."""
-        ...
-
-    async def publish(self, type: str, payload: dict[str, Any], *, id: str | None, space: str | None) -> Receipt:  # noqa: A002 - the words of the field
-        """Publishes an event."""
-        ...
-
-    @property
-    def bot(self) -> Bot:
-        """Jobs and their schedules."""
-        ...
-
-    async def enqueue(
-        self,
-        name: str,
-        args: dict[str, Any],
-        *,
-        run_id: str | None,
-        delay_seconds: float | None,
-        dedup: str | None,
-        space: str | None,
-    ) -> str:
-        """Queues a job."""
-        ...
-
-    async def keep_notification(
-        self,
-        *,
-        notification_id: str,
-        email: str,
-        body: str,
-        subject: str | None,
-        frequency: str,
-        force: bool,
-        space: str | None,
-        once: bool,
-    ) -> None:
-        """Keeps what somebody is to be told."""
-        ...
-
-
-class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What an op is asked with; `op` is its name."""
-
-    op: ClassVar[str]
-
-    async def answer(self, app: OpenApp) -> Any:
-        """Does what is asked and tells what came of it."""
-        raise NotImplementedError
 
 
 class Publish(Form, frozen=True):
@@ -177,7 +75,7 @@ class ListJobs(Form, frozen=True):
 
     async def answer(self, app: OpenApp) -> Any:
         """All of them, as JobRecords."""
-        return _page(await app.bot.jobs())
+        return page(await app.bot.jobs())
 
 
 class JobValue(Form, frozen=True):
@@ -227,8 +125,8 @@ class ListRuns(Form, frozen=True):
             limit=self.limit + 1,
             cursor=self.cursor,
         )
-        items, more = _as_many(found, self.limit)
-        return _page(items, next_cursor=items[-1]["run_id"] if more else None)
+        items, more = as_many(found, self.limit)
+        return page(items, next_cursor=items[-1]["run_id"] if more else None)
 
 
 class GetRun(Form, frozen=True):
@@ -301,9 +199,9 @@ class RunTimeline(Form, frozen=True):
         """What a page cannot hold follows on the next."""
         found = [entry for entry in await app.runtime.timeline(self.run_id) if entry.seq > self.cursor]
         if self.limit is None:
-            return _page(found)
-        items, more = _as_many(found, self.limit)
-        return _page(items, next_cursor=items[-1]["seq"] if more else None)
+            return page(found)
+        items, more = as_many(found, self.limit)
+        return page(items, next_cursor=items[-1]["seq"] if more else None)
 
 
 class ExplainRun(Form, frozen=True):
@@ -329,7 +227,7 @@ class ExplainRun(Form, frozen=True):
             )
         asked = self.event_id if self.type is None else Event(self.type, self.payload)
         assert asked is not None
-        return _page(await app.runtime.explain(self.run_id, asked))
+        return page(await app.runtime.explain(self.run_id, asked))
 
 
 class ResumeRun(Form, frozen=True):
@@ -463,7 +361,7 @@ class ListWorkflows(Form, frozen=True):
 
     async def answer(self, app: OpenApp) -> Any:
         """All of them."""
-        return _page(app.runtime.list_workflows())
+        return page(app.runtime.list_workflows())
 
 
 class RegisteredWorkflows(Form, frozen=True):
@@ -473,7 +371,7 @@ class RegisteredWorkflows(Form, frozen=True):
 
     async def answer(self, app: OpenApp) -> Any:
         """All of them, as WorkflowInfos."""
-        return _page(await app.runtime.registered())
+        return page(await app.runtime.registered())
 
 
 class RetireWorkflow(Form, frozen=True):
@@ -514,212 +412,6 @@ class InvokeWorkflow(Form, frozen=True):
         return _told(result)
 
 
-class AddPiece(Form, frozen=True):
-    """Registers a piece: its PieceRecord, and whether it is `added` or was there."""
-
-    op: ClassVar[str] = "pieces.add"
-    space: str
-    piece_id: str
-    integration: str
-    config: dict[str, Any] = {}
-    every_seconds: float | None = None
-    schedule: str | list[str] | None = None
-
-    async def answer(self, app: OpenApp) -> Any:
-        """Its first update is due at once."""
-        added = await app.pieces.register(
-            space=self.space,
-            piece_id=self.piece_id,
-            integration=self.integration,
-            config=self.config,
-            every_seconds=self.every_seconds,
-            schedule=self.schedule,
-        )
-        record = msgspec.to_builtins(await app.pieces.get(self.space, self.piece_id))
-        return record | {"added": added}
-
-
-class ListPieces(Form, frozen=True):
-    """Lists pieces: `{items, next_cursor}`.
-
-    Attributes:
-        limit: At most so many; all of them when there is none.
-        cursor: Behind the piece of this space and id.
-    """
-
-    op: ClassVar[str] = "pieces.list"
-    space: str | None = None
-    limit: Limit | None = None
-    cursor: tuple[str, str] = ("", "")
-
-    async def answer(self, app: OpenApp) -> Any:
-        """What a page cannot hold follows on the next."""
-        found = await app.pieces.list(space=self.space)
-        if self.limit is None:
-            return _page(found)
-        found = sorted(found, key=_place)
-        items, more = _as_many([piece for piece in found if _place(piece) > self.cursor], self.limit)
-        return _page(items, next_cursor=[items[-1]["space"], items[-1]["piece_id"]] if more else None)
-
-
-class GetPiece(Form, frozen=True):
-    """Tells a piece: its PieceRecord."""
-
-    op: ClassVar[str] = "pieces.get"
-    space: str
-    piece_id: str
-
-    async def answer(self, app: OpenApp) -> Any:
-        """As of the last commit."""
-        return await app.pieces.get(self.space, self.piece_id)
-
-
-class PieceRuns(Form, frozen=True):
-    """Lists a piece's updates, the newest first: `{items, next_cursor}`.
-
-    Attributes:
-        limit: At most so many.
-        cursor: Behind this run.
-    """
-
-    op: ClassVar[str] = "pieces.runs"
-    space: str
-    piece_id: str
-    limit: Limit = 50
-    cursor: str | None = None
-
-    async def answer(self, app: OpenApp) -> Any:
-        """What a page cannot hold follows on the next."""
-        most = self.limit + 1 if self.cursor is None else _ALL_RUNS
-        found = list(await app.pieces.runs(self.space, self.piece_id, limit=most))
-        if self.cursor is not None:
-            ids = [run.run_id for run in found]
-            found = found[ids.index(self.cursor) + 1 :] if self.cursor in ids else []
-        items, more = _as_many(found, self.limit)
-        return _page(items, next_cursor=items[-1]["run_id"] if more else None)
-
-
-class ShowPiece(Form, frozen=True):
-    """Shows a piece: its PieceRecord and its latest `runs`."""
-
-    op: ClassVar[str] = "pieces.show"
-    space: str
-    piece_id: str
-    limit: Limit = _SHOWN_RUNS
-
-    async def answer(self, app: OpenApp) -> Any:
-        """The newest run first."""
-        record = msgspec.to_builtins(await app.pieces.get(self.space, self.piece_id))
-        runs = await app.pieces.runs(self.space, self.piece_id, limit=self.limit)
-        return record | {"runs": msgspec.to_builtins(runs)}
-
-
-class RunPiece(Form, frozen=True):
-    """Makes a piece's update due now: its RunInfo.
-
-    Attributes:
-        wait: Answer only when the update has ended.
-    """
-
-    op: ClassVar[str] = "pieces.run"
-    space: str
-    piece_id: str
-    wait: bool = True
-
-    async def answer(self, app: OpenApp) -> Any:
-        """An update that is under way is that update."""
-        return await app.pieces.run_now(self.space, self.piece_id, wait=self.wait)
-
-
-class ListSpaces(Form, frozen=True):
-    """Lists spaces: `{items, next_cursor}`.
-
-    Attributes:
-        limit: At most so many; all of them when there is none.
-        cursor: Behind the space of this name.
-    """
-
-    op: ClassVar[str] = "spaces.list"
-    limit: Limit | None = None
-    cursor: str = ""
-
-    async def answer(self, app: OpenApp) -> Any:
-        """What a page cannot hold follows on the next."""
-        found = await app.pieces.spaces()
-        if self.limit is None:
-            return _page(found)
-        items, more = _as_many([record for record in found if record.space > self.cursor], self.limit)
-        return _page(items, next_cursor=items[-1]["space"] if more else None)
-
-
-class ShowSpace(Form, frozen=True):
-    """Tells a space: its SpaceRecord."""
-
-    op: ClassVar[str] = "spaces.show"
-    space: str
-
-    async def answer(self, app: OpenApp) -> Any:
-        """As it is now."""
-        return await app.pieces.space(self.space)
-
-
-class ResumeSpace(Form, frozen=True):
-    """Forgets that a space's workers have failed: its SpaceRecord."""
-
-    op: ClassVar[str] = "spaces.resume"
-    space: str
-
-    async def answer(self, app: OpenApp) -> Any:
-        """What was put off for it is due now."""
-        return await app.pieces.resume_space(self.space)
-
-
-class PausePiece(Form, frozen=True):
-    """Lets no update of a piece follow: `{changed}`.
-
-    Attributes:
-        reason: Why; it stands on the piece.
-    """
-
-    op: ClassVar[str] = "pieces.pause"
-    space: str
-    piece_id: str
-    reason: str | None = None
-
-    async def answer(self, app: OpenApp) -> Any:
-        """An update that is under way goes on to its end."""
-        return {"changed": await app.pieces.pause(self.space, self.piece_id, reason=self.reason)}
-
-
-class ResumePiece(Form, frozen=True):
-    """Enables a piece that is paused or out of order: `{changed}`.
-
-    Attributes:
-        reason: Why; it stands on the piece.
-    """
-
-    op: ClassVar[str] = "pieces.resume"
-    space: str
-    piece_id: str
-    reason: str | None = None
-
-    async def answer(self, app: OpenApp) -> Any:
-        """Its next update is due at once."""
-        return {"changed": await app.pieces.resume(self.space, self.piece_id, reason=self.reason)}
-
-
-class RemovePiece(Form, frozen=True):
-    """Ends a piece: nothing."""
-
-    op: ClassVar[str] = "pieces.remove"
-    space: str
-    piece_id: str
-
-    async def answer(self, app: OpenApp) -> Any:
-        """An update that is under way is stopped."""
-        await app.pieces.remove(self.space, self.piece_id)
-
-
 class Notify(Form, frozen=True):
     """Keeps what somebody is to be told until their digest is due: nothing."""
 
@@ -758,46 +450,33 @@ class Info(Form, frozen=True):
         }
 
 
-_FORMS: dict[str, type[Form]] = {
-    form.op: form
-    for form in (
-        Publish,
-        Enqueue,
-        ListJobs,
-        JobValue,
-        ListWorkflows,
-        RegisteredWorkflows,
-        RetireWorkflow,
-        InvokeWorkflow,
-        ListRuns,
-        GetRun,
-        WatchRun,
-        ShowRun,
-        RunState,
-        RunTimeline,
-        ExplainRun,
-        ResumeRun,
-        WakeRun,
-        WaitRun,
-        AbortRun,
-        SignalRun,
-        CountRuns,
-        AddPiece,
-        ListPieces,
-        GetPiece,
-        ShowPiece,
-        PieceRuns,
-        RunPiece,
-        ListSpaces,
-        ShowSpace,
-        ResumeSpace,
-        PausePiece,
-        ResumePiece,
-        RemovePiece,
-        Notify,
-        Info,
-    )
-}
+_ALL: tuple[type[Form], ...] = (
+    Publish,
+    Enqueue,
+    ListJobs,
+    JobValue,
+    ListWorkflows,
+    RegisteredWorkflows,
+    RetireWorkflow,
+    InvokeWorkflow,
+    ListRuns,
+    GetRun,
+    WatchRun,
+    ShowRun,
+    RunState,
+    RunTimeline,
+    ExplainRun,
+    ResumeRun,
+    WakeRun,
+    WaitRun,
+    AbortRun,
+    SignalRun,
+    CountRuns,
+    *PIECE_FORMS,
+    Notify,
+    Info,
+)
+_FORMS = {form.op: form for form in _ALL}
 
 
 class Desk:
@@ -848,23 +527,6 @@ class Desk:
         return await self.answer(op, args | {"space": space})
 
 
-def _page(items: Sequence[Any], *, next_cursor: Any = None) -> dict[str, Any]:
-    return {"items": msgspec.to_builtins(items), "next_cursor": next_cursor}
-
-
-def _as_many(found: Sequence[Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """The first of what was found, at least one, as many as a page may hold, and whether there are more."""
-    items: list[dict[str, Any]] = []
-    room = _PAGE_BYTES
-    for item in found[:limit]:
-        told = msgspec.to_builtins(item)
-        room -= len(msgspec.msgpack.encode(told))
-        if items and room < 0:
-            break
-        items.append(told)
-    return items, len(items) < len(found)
-
-
 def _told(result: Result) -> dict[str, Any]:
     """A Result in JSON values: `value` (of RunValue), `error` (as `link.told_error` tells it) and `metadata`."""
     error = result.error
@@ -873,10 +535,6 @@ def _told(result: Result) -> dict[str, Any]:
         "error": None if error is None else told_error(error),
         "metadata": msgspec.to_builtins(result.metadata),
     }
-
-
-def _place(piece: PieceRecord) -> tuple[str, str]:
-    return piece.space, piece.piece_id
 
 
 def _versions() -> dict[str, Any]:

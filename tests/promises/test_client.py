@@ -256,14 +256,14 @@ async def test_what_a_client_sees_is_what_the_node_sees(pair):
 @FILE
 async def test_long_listings_come_in_pages(pair, monkeypatch):
     """A listing that no frame carries crosses in pages, whole and in its order."""
-    monkeypatch.setattr("piecework.desk._PAGE_BYTES", 1000)
+    monkeypatch.setattr("piecework.desk_form._PAGE_BYTES", 1000)
     async with pair(flow()) as (node, client):
         for _ in range(7):
             await client.runtime.invoke("flow", "default", Event("go"))
         assert await client.runtime.list_all_runs() == await node.runtime.list_all_runs()
         runs = await client.runtime.list_all_runs(limit=5)
         assert runs == await node.runtime.list_all_runs(limit=5)
-        monkeypatch.setattr("piecework.desk._PAGE_BYTES", 1)
+        monkeypatch.setattr("piecework.desk_form._PAGE_BYTES", 1)
         assert await client.runtime.timeline(runs[0].run_id) == await node.runtime.timeline(runs[0].run_id)
 
 
@@ -568,7 +568,7 @@ async def test_pieces_are_registered_and_run_from_a_client(make_app, store, data
         await client.pieces.register(space="bcme", piece_id="hn", integration="sync", every_seconds=3600)
         await client.pieces.run_now("bcme", "hn", wait=True)
         for room in (10**6, 1):  # one piece, one update a page
-            monkeypatch.setattr("piecework.desk._PAGE_BYTES", room)
+            monkeypatch.setattr("piecework.desk_form._PAGE_BYTES", room)
             assert await client.pieces.list() == await kinds.pieces.list()
             updates = await client.pieces.runs("acme", "hn")
             assert updates == await kinds.pieces.runs("acme", "hn")

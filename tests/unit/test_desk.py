@@ -112,7 +112,7 @@ async def test_a_timeline_comes_in_pages_that_fit(desk, paused, monkeypatch):
     """With a limit a timeline is told page by page; a page ends early where a frame would not carry it."""
     everything = (await desk.answer("runs.timeline", {"run_id": paused}))["items"]
     for limit, room in ((2, 10**6), (1000, 1)):
-        monkeypatch.setattr("piecework.desk._PAGE_BYTES", room)
+        monkeypatch.setattr("piecework.desk_form._PAGE_BYTES", room)
         found, cursor = [], 0
         while cursor is not None:
             page = await desk.answer("runs.timeline", {"run_id": paused, "limit": limit, "cursor": cursor})

@@ -23,8 +23,7 @@ from piecework.ids import new_id
 from piecework.run.info import RunInfo, RunProgress, TimelineEntry, WorkflowInfo
 from piecework.run.intake import Receipt
 from piecework.run.link_errors import revived_error
-from piecework.space.service import PieceRecord
-from piecework.space.standing import SpaceRecord
+from piecework.space.record import PieceRecord, SpaceRecord
 from piecework.store.items import DispatchResult
 from piecework.store.values import encode_mapping
 from piecework.workflow.explain import ClauseAnswer, Explanation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,47 +11,19 @@ from piecework.errors import NotFoundError
 from piecework.ids import new_id
 from piecework.run.failure import Observed
 from piecework.space.folds import ENABLED, decide_run_piece
+from piecework.space.record import SpaceRecord
 from piecework.store.items import RunPiece
 from piecework.store.records import Piece, Run
 from piecework.store.verbs.pieces import run_piece
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
 
     from piecework.clock import Clock
     from piecework.run.node import Node
     from piecework.space.manager import Spaces
     from piecework.space.tenant import SpaceManager
     from piecework.store.contract import Store
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpaceRecord:
-    """A space as it is now; where a store has several nodes, as this one knows it.
-
-    Of a worker that another node of a PostgreSQL store has, it is only known whether updates are under way there.
-
-    Attributes:
-        space: Its name.
-        observed: idle (no worker), starting, running, ready (a worker waits), blocked (its loop does not turn),
-            stopping, backoff (the next start is put off) or broken (only a probe is tried now and then).
-        pid: Of its worker, as the node numbers it.
-        memory_bytes: What its worker has in memory, shared pages included; None without one, or where that is hidden.
-        restarts: How often a worker of it ended by itself or could not be started, since its node opened.
-        broken_reason: Why it is broken, or its next start put off.
-        blocked_at: Since when the loop of its worker has not turned.
-        limits: How each limit is enforced here: memory cpu processes files wall folder filesystem syscalls.
-    """
-
-    space: str
-    observed: str
-    pid: int | None
-    memory_bytes: int | None
-    restarts: int
-    broken_reason: str | None
-    blocked_at: datetime | None
-    limits: Mapping[str, str]
 
 
 class SpaceDoor:
