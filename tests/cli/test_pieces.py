@@ -153,6 +153,26 @@ def test_lists_fit_a_terminal(ask, add, terminal):
     assert len(ask("runs", "list", "--space", "narrow").out.splitlines()) == 3
 
 
+def test_nothing_is_behind_the_last_update(ask, add):
+    """A cursor with nothing behind it is not told as if the piece had never been updated."""
+    behind = add("behind", '{"url": "x"}')
+    ask("pieces", "run", *behind)
+    out = ask("pieces", "runs", *behind, "--cursor", "0").out
+    assert "reports/behind has no updates behind 0" in out
+    assert "has not been updated" not in out
+
+
+def test_an_error_that_is_over_is_not_told_as_one(ask, run, add):
+    """A piece that succeeds again is listed without the error that it had before."""
+    over = add("over", '{"broken": true}', space="over")
+    assert run("pieces", "run", *over).code == 1
+    assert "no such feed" in ask("pieces", "list", "--space", "over").out
+    add("over", '{"url": "x"}', space="over")
+    ask("pieces", "run", *over)
+    assert "no such feed" not in ask("pieces", "list", "--space", "over").out
+    assert "last error " in ask("pieces", "show", *over).out
+
+
 @pytest.mark.parametrize("command", ["runs", "logs"])
 def test_an_unknown_piece(fail, add, command):
     """A piece that is not there is one clear line with near names."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import random
 import resource
@@ -172,6 +173,14 @@ async def thread(piece):
 async def forever(piece):
     await told(piece, "began")
     await asyncio.Event().wait()
+
+
+@piece("multiprocesses")
+async def multiprocesses(piece):
+    child = multiprocessing.get_context("spawn").Process(target=abs, args=(1,))
+    child.start()
+    await asyncio.to_thread(child.join, 20)
+    return Success(child.exitcode)
 
 
 @piece("stubborn")

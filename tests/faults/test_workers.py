@@ -410,6 +410,29 @@ async def test_script(node):
     assert (await outcome(node, "plain"))["name"] == "success"
 
 
+@pytest.mark.covers("N502")
+async def test_script_that_spawns(node):
+    """Processes that multiprocessing spawns in an update of a script's find the script."""
+    zygote = node.make_zygote("__main__:app", main_path=str(Path(HERE, "stub_app.py")))
+    await zygote.start()
+    node.zygote, old = zygote, node.zygote
+    await old.stop()
+    assert (await outcome(node, "multiprocesses"))["data"] == 0
+
+
+@pytest.mark.covers("N503")
+async def test_never_begun(node):
+    """A run that a neighbour has kept from beginning until its time was over is not to blame: it is run again alone."""
+    controller = await node.controller()
+    busy = asyncio.ensure_future(controller.run(a_run("busy"), 1))
+    await node.told.get()
+    with pytest.raises(WorkerDied, match="before this one could begin") as died:
+        await controller.run(a_run("plain", run_id="r2"), 0.5)
+    assert (died.value.charged, died.value.suspect) == (False, True)
+    with contextlib.suppress(WorkerDied):
+        await busy
+
+
 async def test_inside(node):
     """A worker knows that it is one; the node is not."""
     assert (await outcome(node, "inside"))["data"] is True

@@ -218,6 +218,15 @@ async def test_reach(app, places):
 
 
 @fenced
+@pytest.mark.covers("N501")
+@pytest.mark.skipif(not Path("/etc/gitconfig").exists(), reason="git has no configuration of the machine's")
+async def test_git_reads_the_configuration_of_the_machine(app):
+    """An update may read what git reads before all else: without it no command of git begins."""
+    looks = await update(app, "looks", read=["/etc/gitconfig"], write=[])
+    assert looks.result["read"] == {"/etc/gitconfig": "done"}
+
+
+@fenced
 @pytest.mark.covers("N436")
 async def test_more_reach(places):
     """What the settings name is in reach of every space besides."""

@@ -318,6 +318,16 @@ async def test_an_update_reaches_the_node(app, mail_server):
         assert await ws.database.seen.where(piece_id="m").count() == 1
 
 
+async def test_a_log_line_names_its_own_piece(app, caplog):
+    """What an update logs carries its own names in the node's log, not those of its process's first update."""
+    caplog.set_level("INFO", "piecework.user")
+    await add(app, "looks-around", "first")
+    update = await add(app, "plain", "second", url="https://example.org")
+    (fields,) = [record.msg.fields for record in caplog.records if getattr(record.msg, "event", "") == "looked"]
+    assert (fields["space"], fields["run_id"]) == ("acme", update.run_id)
+    assert (fields["piece_id"], fields["workflow_id"]) == ("second", "plain")
+
+
 async def test_an_update_notifies(app, mail_server):
     """An update notifies people by rows that it reads; the node tells them, under the update's space."""
     async with app.workspace() as ws:

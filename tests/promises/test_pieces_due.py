@@ -271,6 +271,20 @@ async def test_what_comes_while_an_update_is_under_way(app, line, overlap):
     assert len(await app.pieces.runs("acme", "p")) == (2 if overlap == "skip" else 3)
 
 
+@pytest.mark.covers("N500")
+@ONE
+@pytest.mark.parametrize("how", ["pause", "remove"])
+async def test_who_waits_for_the_update_behind_is_told(app, line, how):
+    """Who waits for the update that is to follow the one under way is told when it is called off."""
+    await app.pieces.register(space="acme", piece_id="p", integration="held-queue", config=line.config)
+    await line.has_begun()
+    waiting = asyncio.ensure_future(app.pieces.run_now("acme", "p", wait=True))
+    await app.pieces.run_now("acme", "p")  # behind it
+    await getattr(app.pieces, how)("acme", "p")
+    assert (await asyncio.wait_for(waiting, 20)).outcome == "interrupted"
+    await line.let_go()
+
+
 @pytest.mark.covers("A12")
 @ONE
 async def test_a_slow_piece_does_not_delay_its_neighbours(app, line):

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from piecework import App, Backoff, Settings, Stage, ThreeStrikes, Workflow
-from piecework.errors import NotFoundError, StoreError, ValidationError
+from piecework.errors import AbortedError, NotFoundError, StoreError, ValidationError
 from piecework.process import linux
 
 from . import test_pieces as pieces
@@ -188,6 +188,22 @@ async def test_a_piece_says_whether_it_is_at_it(make_kinds, line):
         await app.pieces.register(space="acme", piece_id="two", integration="sync")
         found = [(piece.piece_id, piece.observed) for piece in await app.pieces.list()]
         assert found == [("one", "running"), ("two", "queued")]
+        await line.let_go()
+
+
+@pytest.mark.covers("N500")
+@pytest.mark.parametrize("how", ["pause", "remove"])
+async def test_who_waits_for_an_update_that_is_called_off_is_told(make_kinds, line, how):
+    """Who waits for an update that a pause or a removal calls off is told so at once."""
+    async with make_kinds(settings=Settings(space_grace_seconds=0.2, space_concurrency=1)) as app:
+        await app.pieces.register(space="acme", piece_id="one", integration="held", config=line.config)
+        await line.has_begun()
+        await app.pieces.register(space="acme", piece_id="two", integration="sync")
+        waiting = asyncio.ensure_future(app.pieces.run_now("acme", "two", wait=True))
+        await app.pieces.run_now("acme", "two")  # behind it
+        await getattr(app.pieces, how)("acme", "two")
+        with pytest.raises(AbortedError, match="called off"):
+            await asyncio.wait_for(waiting, 20)
         await line.let_go()
 
 

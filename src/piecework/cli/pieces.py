@@ -11,7 +11,7 @@ from cyclopts import App, Parameter, validators
 from piecework.cli.asking import AsJson, JsonObject, Where, ask, asking
 from piecework.cli.log_lines import follow as follow_lines
 from piecework.cli.log_lines import lines_of, show_head, show_line
-from piecework.cli.reports import due, is_told_why, show_updates, what_happened, what_next
+from piecework.cli.reports import due, is_told_why, show_updates, what_happened, what_next, why
 from piecework.cli.telling import clean, error_text, moment, say, show_fields, show_json, show_table
 from piecework.errors import ExecutionFailedError
 
@@ -91,7 +91,7 @@ async def list_pieces(*, space: str | None = None, as_json: AsJson = False, wher
             piece["schedule"],
             moment(piece["last_run_at"]),
             None if piece["next_run_at"] is None or piece["observed"] == "running" else due(piece["next_run_at"]),
-            error_text(piece["last_error"]),
+            why(piece["last_error"]) if _is_in_trouble(piece) and piece["last_error"] else None,
         )
         for piece in page["items"]
     ]
@@ -128,7 +128,10 @@ async def show(space: str, piece_id: str, /, *, as_json: AsJson = False, where: 
             ("last success", moment(piece["last_success_at"])),
             ("last failure", moment(piece["last_failure_at"])),
             ("failures", f"{piece['consecutive_failures']} in a row" if piece["consecutive_failures"] else None),
-            ("error", error_text(piece["last_error"])),
+            (
+                "error" if _is_in_trouble(piece) else "last error",
+                why(piece["last_error"]) if piece["last_error"] else None,
+            ),
             ("next run", moment(piece["next_run_at"])),
         ]
     )
@@ -270,6 +273,9 @@ async def runs(
             show_json(page)
             return
         piece = await one("pieces.get", space=space, piece_id=piece_id)
+        if cursor is not None and not page["items"]:
+            say(f"{space}/{piece_id} has no updates behind {cursor}: --cursor takes what a longer list ends with")
+            return
         show_updates(piece, page["items"], await _reasons(one, page["items"]))
     if page["next_cursor"]:
         say(f"there are more: --cursor {page['next_cursor']}")
@@ -370,3 +376,8 @@ def _standing(piece: dict[str, Any]) -> str:
     if piece["desired"] != "enabled":
         return str(piece["desired"])
     return str(piece["status"] if piece["observed"] == "idle" else piece["observed"])
+
+
+def _is_in_trouble(piece: dict[str, Any]) -> bool:
+    """Whether its last error is still what is the matter with it, not one that it has got over."""
+    return bool(piece["consecutive_failures"]) or piece["observed"] in ("backoff", "broken")

@@ -76,7 +76,7 @@ def what_happened(
         return told + (f", its attempt {run['attempt']}" if run["attempt"] > 1 else "")
     told = _WORDS.get(run["outcome"], run["outcome"] or run["status"])
     if run["error"]:
-        told = f"{told}: {_why(run['error'])}"
+        told = f"{told}: {why(run['error'])}"
     elif run["result"] is not None:
         told = f"{told}: {shortened(run['result'], _RESULT_CHARACTERS)}"
     elif reason:
@@ -134,8 +134,12 @@ def _again(run: Mapping[str, Any], after: Mapping[str, Any] | None, piece: Mappi
     return f"; run again {due(piece['next_run_at'])}"
 
 
-def _why(error: Mapping[str, Any]) -> str:
-    """An error in words; that what was executed failed has been said."""
+def why(error: Mapping[str, Any]) -> str:
+    """Tells a described error in words; that what was executed failed has been said.
+
+    Args:
+        error: With `code` and `message`.
+    """
     return str(error["message"]) if error.get("code") == ExecutionFailedError.code else str(error_text(dict(error)))
 
 

@@ -134,8 +134,9 @@ def report(settings: Settings, *, mode: str, store: str | None = None, database:
     from piecework.process import reach
 
     limits = Limits.of(settings)
+    mebibytes = limits.memory_bytes and limits.memory_bytes / 2**20
     return {
-        "memory": _word(limits.memory_bytes, "{} bytes: RLIMIT_DATA a process, the keeper's sum for all together"),
+        "memory": _word(mebibytes, "{:g} MiB: RLIMIT_DATA a process, the keeper's sum for all together"),
         "cpu": _word(limits.run_cpu_seconds, "{:g} s a run: metered by the keeper"),
         "processes": _word(limits.processes, f"{{}}: {_who_counts(mode)}"),
         "files": _word(limits.open_files, "{} open at once in a process: RLIMIT_NOFILE"),

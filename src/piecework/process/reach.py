@@ -32,6 +32,7 @@ _ETC = (
     *("resolv.conf", "hosts", "host.conf", "nsswitch.conf", "gai.conf", "services", "protocols"),
     *("ssl", "pki", "ca-certificates", "ca-certificates.conf", "localtime", "timezone", "locale.alias", "mime.types"),
     *("passwd", "group", "os-release", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "fonts"),
+    *("gitconfig", "krb5.conf"),  # git does not begin where it may not read its own
 )
 _OF_RESOLVERS = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")  # where resolv.conf is made anew
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/shm", "/dev/urandom", "/dev/random")  # noqa: S108 - what multiprocessing needs

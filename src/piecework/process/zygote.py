@@ -130,6 +130,7 @@ def _import_script(path: str) -> None:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    module.__spec__ = None  # as of every script: else multiprocessing's own processes look for a module of that name
     sys.modules[_MAIN] = sys.modules["__main__"] = module
     spec.loader.exec_module(module)
 

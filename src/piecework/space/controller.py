@@ -234,7 +234,10 @@ class Controller:
             if pending.over_cpu.done():
                 await self._shielded(self._stop_run(pending, CpuLimitError.code))
                 return self._over_cpu(run)
+            beside = len(self._runs) > 1
             await self._shielded(self._stop_run(pending, TimeoutExceededError.code))
+            if beside and not pending.begun and self._state not in _SERVING:
+                raise self._never_begun()
             return self._timed_out(run, timeout_seconds)
         except asyncio.CancelledError:
             await self._shielded(self._stop_run(pending, "ABORTED"))
@@ -535,6 +538,16 @@ class Controller:
         if reason is not None:
             error.code = reason["code"]  # type: ignore[misc]  # of this one: what it died of is what its run failed of
         return error
+
+    def _never_begun(self) -> WorkerDied:
+        """A neighbour has held the worker's loop until this run's time was over: it was never carried out."""
+        return WorkerDied(
+            f"the worker of space {self._space!r} was ended: another run blocked it before this one could begin",
+            space=self._space,
+            status=None,
+            charged=False,
+            suspect=True,
+        )
 
     def _over_cpu(self, run: protocol.Run) -> protocol.Result:
         failed = Failed(

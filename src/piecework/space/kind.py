@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextvars import Context
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ class _UnderWay:
 
     book: LogBook
     piece_id: str
+    integration: str
     late: list[protocol.Late] = field(default_factory=list)
 
 
@@ -148,9 +150,10 @@ class PieceKind:
         redaction = PLAIN if self._node is None else self._node.timelines.redaction
         fields = redaction.fields(line.fields) | {"space": space, "run_id": line.run_id}
         if under_way is not None:
-            fields["piece_id"] = under_way.piece_id
+            fields |= {"piece_id": under_way.piece_id, "workflow_id": under_way.integration}
             under_way.book.write(level, line.message, line.fields, "", line.source)
-        _log.log(LEVELS[level], redaction.text(line.message), fields)
+        # The connection was opened by the space's first update, and would put what was bound there on every line.
+        Context().run(_log.log, LEVELS[level], redaction.text(line.message), fields)
 
     async def _write_late(self, late: protocol.Late, space: str) -> None:
         assert self._node is not None
@@ -186,7 +189,7 @@ class PieceKind:
         assert self._node is not None
         book = self._node.timelines.book(run)
         key = run.space, run.run_id
-        under_way = self._under_way[key] = _UnderWay(book, run.key_value or "")
+        under_way = self._under_way[key] = _UnderWay(book, run.key_value or "", run.workflow_id)
         try:
             with logs.bind(piece_id=run.key_value):
                 missed = self._is_missed(run, piece)
@@ -287,6 +290,7 @@ class PieceKind:
         self._node.news.announce(run.run_id, finished.status)
         self._node.wake()
         if finished.next_run_at is None:
+            self._node.news.look(None)  # the one behind it has been called off
             self._spaces.doubt(run.space)
 
 

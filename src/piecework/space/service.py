@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from piecework.bus.event import hops_of_run
-from piecework.errors import NotFoundError, ValidationError, clean_text
+from piecework.errors import AbortedError, NotFoundError, ValidationError, clean_text
 from piecework.ids import new_id
 from piecework.run.info import RunInfo, run_info
 from piecework.space.folds import (
@@ -238,6 +238,7 @@ class PieceService(SpaceDoor):
         Raises:
             NotFoundError: There is no such piece.
             CrashedError: It was waited for, and its space is broken: no worker for it could be started.
+            AbortedError: The update was called off before it began: its piece was paused or removed.
         """
         piece = await self._row(space, piece_id)
         timing = (await self._timings(piece.integration)).get(piece.integration)
@@ -291,6 +292,7 @@ class PieceService(SpaceDoor):
             raise
 
     def _wake(self, _outcome: Any) -> None:
+        self._node.news.look(None)  # an update that somebody waits for may have been called off
         self._node.wake()
 
     def _follow_asked(self, asked: PieceAsked) -> None:
@@ -299,6 +301,7 @@ class PieceService(SpaceDoor):
         self._node.wake()
 
     def _removed(self, outcome: PieceRemoved) -> None:
+        self._node.news.look(None)
         if outcome.aborting is not None:
             self._node.told_to_end(outcome.aborting)
 
@@ -314,6 +317,10 @@ class PieceService(SpaceDoor):
 
     async def _info(self, run_id: str) -> RunInfo:
         rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+        if not rows:
+            raise AbortedError(
+                f"update {run_id} was called off before it began: its piece was paused or removed", run_id=run_id
+            )
         values = await self._store.read("values_of_runs", {"run_ids": [run_id]}, RunValue)
         return run_info(rows[0], result=next((v.data for v in values if v.name == "result"), None))
 

@@ -175,6 +175,8 @@ class Worker:
         Args:
             job: The run, with the account that this task runs under.
         """
+        # Not before: a neighbour that never lets go of the loop may keep this one from its first step.
+        self._channel.send(protocol.Begun(run_id=job.run.run_id, epoch=job.run.epoch))
         try:
             outcome = await self._outcome(job)
         finally:
@@ -372,7 +374,6 @@ class Worker:
             if under_way.run.epoch < run.epoch:
                 raise ProtocolError("a Run came again under another owner while it was under way")
             return  # the same once more, or a stale one: it is done once
-        self._channel.send(protocol.Begun(run_id=run.run_id, epoch=run.epoch))
         deadline = asyncio.get_running_loop().time() + run.deadline_seconds
         account = self._ledger.open(run.run_id, partial(self._log, run.run_id))
         job = self._jobs[run.run_id] = _Job(run, account, deadline)
