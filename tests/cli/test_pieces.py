@@ -7,11 +7,6 @@ import subprocess
 
 import pytest
 
-from piecework import desk
-
-with_care = pytest.mark.skipif("pieces.pause" not in desk._FORMS, reason="no node can be asked to pause a piece yet")
-with_spaces = pytest.mark.skipif("spaces.show" not in desk._FORMS, reason="no node can be asked for its spaces yet")
-
 
 @pytest.fixture
 def add(ask):
@@ -180,7 +175,6 @@ def test_an_unknown_piece(fail, add, command):
     assert "did you mean 'known'" in fail("pieces", command, "reports", "knwn")
 
 
-@with_care
 @pytest.mark.covers("N480")
 def test_a_piece_is_paused_and_resumed(ask, add):
     """`pieces pause` and `resume` say whether anything changed; the reason is told to whoever looks."""
@@ -193,7 +187,6 @@ def test_a_piece_is_paused_and_resumed(ask, add):
     assert ask("pieces", "show", *piece, "--json").json["desired"] == "enabled"
 
 
-@with_care
 @pytest.mark.covers("N480")
 def test_a_piece_is_removed(ask, fail, add):
     """`pieces remove` ends a piece: it is not there any more, and can be added anew."""
@@ -203,7 +196,6 @@ def test_a_piece_is_removed(ask, fail, add):
     assert ask("pieces", "add", *piece, "--integration", "feed", "--json").json["added"] is True
 
 
-@with_spaces
 @pytest.mark.covers("N483")
 def test_spaces_are_shown(ask, fail, add):
     """`spaces list` and `show` tell state, process, memory and restarts, and how each limit is enforced here."""

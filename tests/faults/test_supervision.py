@@ -13,7 +13,13 @@ import pytest
 from msgspec import structs
 
 from piecework.config import Settings
-from piecework.errors import AppImportError, InvalidStateError, StoppedError, ValidationError
+from piecework.errors import (
+    AppImportError,
+    InvalidStateError,
+    StoppedError,
+    StoreUnavailableError,
+    ValidationError,
+)
 from piecework.process import linux
 from piecework.process.address import Address
 from piecework.process.lease import Lease
@@ -453,3 +459,21 @@ async def test_a_reload_leaves_no_worker_at_the_end(make_tenants, code):
     with pytest.raises(WorkerDied) as died:
         await held
     assert (runs(old.pid), died.value.charged) == (False, False)
+
+
+async def test_a_store_that_fails_once_keeps_no_worker_for_ever(tenants, heard):
+    """A node that cannot ask whether a space is wanted says so, asks again, and then lets its worker go."""
+    asked = []
+
+    async def is_wanted(space):
+        asked.append(space)
+        if len(asked) == 1:
+            raise StoreUnavailableError("the store is away")
+        return False
+
+    tenants.spaces.is_wanted = is_wanted
+    await tenants.run()
+    tenants.spaces.doubt("acme")
+    assert "the store is away" in str((await heard(signals.NODE_TROUBLE))["error"])
+    gone = asyncio.ensure_future(heard(signals.SPACE_HIBERNATED))
+    assert (await tenants.over(gone))["space"] == "acme"

@@ -248,7 +248,8 @@ class PieceKind:
                 told["trace"] = clean_text(outcome.trace, 16_000)
             error = msgspec.json.encode(redaction.fields(told)).decode()
         spread = random.random()  # noqa: S311 - spreads load, keeps no secret
-        timing = self._definitions[run.workflow_id].timing
+        definition = self._definitions[run.workflow_id]
+        timing = definition.timing
         coming = None
         if piece is not None:
             timing = timing.of_piece(piece.every, piece.schedule)
@@ -272,7 +273,7 @@ class PieceKind:
             missed=missed,
             history_limit=self._settings.piece_history_limit,
             skipped_limit=self._settings.skipped_history_limit,
-            failure=self._definitions[run.workflow_id].failure if run.workflow_id in self._definitions else None,
+            failure=definition.failure,
         )
         finished: PieceFinished = await self._node.commit(finish_piece, item, decide_finish_piece)
         if isinstance(outcome, Failed):

@@ -10,9 +10,10 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from piecework.errors import CrashedError, StoppedError
+from piecework.errors import CrashedError, StoppedError, describe
 from piecework.process.limits import report
 from piecework.space.tenant import SpaceManager
+from piecework.telemetry import signals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from piecework.config import Settings
     from piecework.process import protocol
     from piecework.space.supply import WorkerSupply
+
+_TROUBLE_PAUSE_SECONDS = 1.0
 
 
 class Spaces:
@@ -105,8 +108,11 @@ class Spaces:
                         run_id=run_id,
                     )
                 changed = asyncio.ensure_future(self._room.wait())
-                await asyncio.wait({waiting, changed}, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
+                try:
+                    await asyncio.wait({waiting, changed}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
+                    await asyncio.gather(changed, return_exceptions=True)
         finally:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
@@ -222,23 +228,40 @@ class Spaces:
         room.set()
 
     async def _let_idle_ones_go(self) -> None:
-        limit = self._settings.space_idle_seconds
         while True:
             self._changed.clear()
             self._doubted.clear()
-            for manager in [manager for manager in self.managers() if manager.doubted and not manager.users]:
-                manager.doubted = False
-                if manager.idle and not await self.is_wanted(manager.space):
-                    await manager.hibernate("it has no piece that is to be updated")
-            now = self._clock.monotonic()
-            for manager in [manager for manager in self.managers() if manager.idle]:
-                if now - manager.idle_since >= limit and manager.idle:
-                    await manager.hibernate("idle")
-            left = [limit - (now - manager.idle_since) for manager in self.managers() if manager.idle]
-            if left:
-                await self._doubted_within(max(0.05, min(left)))
+            try:
+                await self._end_unwanted()
+                left = await self._end_idle()
+            except Exception as error:  # noqa: BLE001 - shown, and tried again
+                what = "letting workers go that nobody needs"
+                signals.emit(signals.NODE_TROUBLE, level="error", what=what, error=describe(error))
+                await self._clock.sleep(_TROUBLE_PAUSE_SECONDS)
+                continue
+            if left is not None:
+                await self._doubted_within(max(0.05, left))
             else:
                 await self._changed.wait()
+
+    async def _end_unwanted(self) -> None:
+        for manager in [manager for manager in self.managers() if manager.doubted and not manager.users]:
+            manager.doubted = False  # before the question: a doubt that comes up meanwhile counts
+            try:
+                if manager.idle and not await self.is_wanted(manager.space):
+                    await manager.hibernate("it has no piece that is to be updated")
+            except Exception:
+                manager.doubted = True
+                raise
+
+    async def _end_idle(self) -> float | None:
+        """Ends the workers that were idle for long; answers in how many seconds another one may be, if there is one."""
+        limit, now = self._settings.space_idle_seconds, self._clock.monotonic()
+        for manager in [manager for manager in self.managers() if manager.idle]:
+            if now - manager.idle_since >= limit and manager.idle:
+                await manager.hibernate("idle")
+        left = [limit - (now - manager.idle_since) for manager in self.managers() if manager.idle]
+        return min(left, default=None)
 
     async def _doubted_within(self, seconds: float) -> None:
         """Waits that long, or until somebody doubts that a space is wanted."""

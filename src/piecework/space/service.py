@@ -220,7 +220,7 @@ class PieceService(SpaceDoor):
         Raises:
             NotFoundError: There is no such piece.
         """
-        await self.get(space, piece_id)
+        await self._row(space, piece_id)
         params = {"space": space, "piece_id": piece_id, "limit": limit}
         rows = await self._store.read("piece_runs", params, Run)
         values = await self._store.read("values_of_runs", {"run_ids": [row.run_id for row in rows]}, RunValue)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +71,8 @@ class SpaceDoor:
         now = self._clock.now()
         for row in await self._pieces_of(space):
             if row.desired == ENABLED and row.next_run_at is not None and row.next_run_at <= now:
-                await self._make_due(space, row.piece_id)
+                with contextlib.suppress(NotFoundError):  # somebody has removed it meanwhile
+                    await self._make_due(space, row.piece_id)
         self._node.wake()
         return await self.space(space)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from piecework.clock import SystemClock
-from piecework.errors import PieceworkError
+from piecework.errors import PieceworkError, describe
 from piecework.process.launch import Zygote
 from piecework.process.limits import Limits, report
 from piecework.space.controller import Controller, WorkerDied
@@ -150,15 +150,25 @@ class WorkerSupply:
         """Ends the workers that only finish what they have, and the zygotes that they came from."""
         leaving = dict(self._leaving)
         controllers = [controller for zygote in leaving for controller in list(self._made.get(zygote, ()))]
-        await asyncio.gather(*(controller.stop() for controller in controllers), return_exceptions=True)
+        for failed in await asyncio.gather(*(one.stop() for one in controllers), return_exceptions=True):
+            if isinstance(failed, Exception):
+                self._in_trouble("ending a worker of the code from before", failed)
         await asyncio.gather(*leaving.values(), return_exceptions=True)
 
     async def _see_out(self, old: Zygote) -> None:
+        drains = (controller.drain() for controller in list(self._made.get(old, ())))
         try:
-            await asyncio.gather(*(controller.drain() for controller in list(self._made.get(old, ()))))
-        finally:
+            for failed in await asyncio.gather(*drains, return_exceptions=True):
+                if isinstance(failed, Exception):
+                    self._in_trouble("ending a worker of the code from before", failed)
             await old.stop()
+        except Exception as error:  # noqa: BLE001 - nobody waits for this but the end: shown
+            self._in_trouble("ending the zygote of the code from before", error)
+        finally:
             del self._leaving[old]
+
+    def _in_trouble(self, what: str, error: Exception) -> None:
+        signals.emit(signals.NODE_TROUBLE, level="error", what=what, error=describe(error))
 
     def _logged(self, space: str, said: protocol.Log | protocol.Progress | protocol.Late) -> None:
         self._on_log(said, space)
