@@ -175,6 +175,11 @@ def test_an_unknown_piece(fail, add, command):
     assert "did you mean 'known'" in fail("pieces", command, "reports", "knwn")
 
 
+def test_an_interval_that_is_no_number(fail):
+    """An interval that is no number is refused, by its name, before anybody is asked."""
+    assert "--every-seconds" in fail("pieces", "add", "acme", "hn", "--integration", "feed", "--every-seconds", "nan")
+
+
 @pytest.mark.covers("N480")
 def test_a_piece_is_paused_and_resumed(ask, add):
     """`pieces pause` and `resume` say whether anything changed; the reason is told to whoever looks."""

@@ -284,7 +284,7 @@ def test_doctor(places, capsys):
     asyncio.run(doctor(as_json=True, where=Where(store=store, app=f"{greedy_module}:app")))
     told = {item["name"]: item for item in json.loads(capsys.readouterr().out)["items"]}
     assert [name for name in report(Settings(), mode="session") if f"limit {name}" not in told] == []
-    assert told["limit memory"]["detail"].startswith(f"{SETTINGS.space_memory_bytes} bytes")
+    assert told["limit memory"]["detail"].startswith(f"{SETTINGS.space_memory_bytes >> 20} MiB")
     assert told["limit filesystem"]["status"] == "warning"
 
 

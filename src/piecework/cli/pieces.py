@@ -13,6 +13,7 @@ from piecework.cli.log_lines import follow as follow_lines
 from piecework.cli.log_lines import lines_of, show_head, show_line
 from piecework.cli.reports import due, is_told_why, show_updates, what_happened, what_next, why
 from piecework.cli.telling import clean, error_text, moment, say, show_fields, show_json, show_table
+from piecework.clock import check_duration
 from piecework.errors import ExecutionFailedError
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ async def add(
         as_json: Print JSON.
         where: Which node.
     """
+    if every_seconds is not None:
+        check_duration("--every-seconds", every_seconds)  # no frame carries a number that is none
     piece = await ask(
         where or Where(),
         "pieces.add",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from piecework.bus.event import Event
 from piecework.client.node_link import NodeLink
 from piecework.client.within import inbox_row
+from piecework.clock import check_duration
 from piecework.container.state import in_json
 from piecework.errors import (
     InvalidStateError,
@@ -454,6 +455,8 @@ class RemotePieces:
         """
         given = {} if config is None else config
         encode_mapping(given, what="config")
+        if every_seconds is not None:
+            check_duration("every_seconds", every_seconds)
         asked: dict[str, Any] = {"space": space, "piece_id": piece_id, "integration": integration, "config": given}
         expressions = schedule if schedule is None or isinstance(schedule, str) else list(schedule)
         asked |= {"every_seconds": every_seconds, "schedule": expressions}
