@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from piecework.client.doors import RemoteParts
+from piecework.client.parts import RemoteParts
 from piecework.configured import Configured
 from piecework.errors import ClosedError, InvalidStateError
 from piecework.services.data import CleanData, RollbackData

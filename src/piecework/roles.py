@@ -9,8 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from piecework import process
-from piecework.client.doors import RemoteParts, remote_parts
-from piecework.client.standby import Standby
 from piecework.config import Settings
 from piecework.configured import absolute, default_store
 from piecework.container.container import Container
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from piecework.assembly import Declared, Parts
+    from piecework.client.parts import RemoteParts
     from piecework.services.transport import Transport
     from piecework.store.contract import Store
     from piecework.workflow.runtime import Runtime
@@ -133,6 +132,8 @@ class Roles(Sending):
         if role == "node" or not url.startswith("sqlite:"):
             await self._open_store(stack, url, settings, transport, serving=role != "client")
             return
+        from piecework.client.doors import remote_parts  # late: a worker must stay small
+
         remote = remote_parts(sqlite_path(url), self.bus, self.clock, settings, transport)
         if role == "auto":
             await self._open_either(stack, remote, url, settings)
@@ -179,6 +180,8 @@ class Roles(Sending):
         ground = await stack.enter_async_context(AsyncExitStack())
         make = partial(store_for, url, clock=self.clock, connect_seconds=settings.connect_timeout_seconds)
         above = AsyncExitStack()
+        from piecework.client.standby import Standby  # late: a worker must stay small
+
         standby = Standby(remote.link, make, partial(self._become_node, (ground, above), declared, remote, settings))
         ground.push_async_callback(remote.link.close)
         store = await standby.meet()

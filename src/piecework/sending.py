@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, overload
 
 from piecework.bus.event import Event, hops_of_run
-from piecework.client.doors import RemoteParts
+from piecework.client.parts import RemoteParts
 from piecework.client.within import no_transactions, publish_within
 from piecework.clock import check_duration, micros
 from piecework.errors import ClosedError, InvalidStateError

@@ -8,6 +8,7 @@ from piecework import Settings
 from piecework.errors import ClosedError, CrashedError, InvalidStateError, NotFoundError
 from piecework.ids import new_id
 from piecework.process import linux
+from piecework.process.protocol import Init
 from piecework.space.folds import decide_set_desired
 from piecework.store.items import SetDesired
 from piecework.store.verbs.pieces import set_desired
@@ -135,18 +136,20 @@ async def test_the_end_waits_for_what_is_under_way(make_kinds, line):  # noqa: F
 @pytest.mark.engines("sqlite", "postgres")
 async def test_a_broken_space_charges_no_piece(make_kinds):  # noqa: F811
     """When a space's workers cannot start its pieces are not charged: updates wait, and go on when it is resumed."""
-    settings = Settings(space_grace_seconds=0.2, space_init_seconds=0, crash_loop_limit=1)
+    settings = Settings(space_grace_seconds=0.2, crash_loop_limit=1)
     async with make_kinds(settings=settings) as app:
+        supply = app.spaces._supply
+        make_init, supply._make_init = supply._make_init, lambda space: Init(space=space, settings={"no_such_thing": 1})
         await app.pieces.register(space="acme", piece_id="p", integration="plain")
         while not ((acme := app.spaces.manager("acme")) and acme.broken):
             await app.spaces._room.wait()
         space = await app.pieces.space("acme")
-        assert (space.pid, "not ready within 0 s" in space.broken_reason) == (None, True)
+        assert (space.pid, "no_such_thing" in space.broken_reason) == (None, True)
         piece, update = await app.pieces.get("acme", "p"), (await app.pieces.runs("acme", "p"))[0]
         assert (piece.consecutive_failures, piece.status, update.ended_at) == (0, "Initializing", None)
-        with pytest.raises(CrashedError, match="not ready within 0 s"):
+        with pytest.raises(CrashedError, match="no_such_thing"):
             await app.pieces.run_now("acme", "p", wait=True)
-        app.spaces._supply._settings = SETTINGS
+        supply._make_init = make_init
         await app.pieces.resume_space("acme")
         await app.runtime.wait(update.run_id, timeout_seconds=15)
         assert (await app.pieces.get("acme", "p")).status == "Success"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from piecework.bus.event import Event
 from piecework.client.node_link import NodeLink
+from piecework.client.parts import RemoteParts
 from piecework.client.within import inbox_row
 from piecework.clock import check_duration
 from piecework.container.state import in_json
@@ -578,22 +578,6 @@ class RemotePieces:
             NoNodeError: There is no node.
         """
         return _of(SpaceRecord, await self._link.ask("spaces.resume", {"space": space}))
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteParts:
-    """What an open client of a file's node consists of.
-
-    Attributes:
-        link: To the node.
-        mail: Says who sends; the node does it.
-    """
-
-    link: NodeLink
-    intake: RemoteIntake
-    runtime: RemoteRuntime
-    pieces: RemotePieces
-    mail: Transport
 
 
 def remote_parts(path: Path, bus: EventBus, clock: Clock, settings: Settings, transport: Transport) -> RemoteParts:

@@ -439,7 +439,7 @@ class Controller:
         self._in_turn(hello, State.BOOTING, self._greeted)
 
     def _in_turn(self, message: protocol.Message, turn: State, gate: asyncio.Future[None]) -> None:
-        if self._state is not turn or (gate.done() and gate.exception() is None):
+        if self._state is not turn or (gate.done() and not gate.cancelled() and gate.exception() is None):
             raise ProtocolError(f"a {type(message).__name__} came out of turn")
         _open(gate)
 
