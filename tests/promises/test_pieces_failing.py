@@ -199,8 +199,10 @@ async def test_who_waits_for_an_update_that_is_called_off_is_told(make_kinds, li
         await app.pieces.register(space="acme", piece_id="one", integration="held", config=line.config)
         await line.has_begun()
         await app.pieces.register(space="acme", piece_id="two", integration="sync")
+        await app.pieces.pause("acme", "two")  # its first update is called off: the next one is what is waited for
         waiting = asyncio.ensure_future(app.pieces.run_now("acme", "two", wait=True))
-        await app.pieces.run_now("acme", "two")  # behind it
+        while not await app.pieces.runs("acme", "two"):
+            await asyncio.sleep(0.01)
         await getattr(app.pieces, how)("acme", "two")
         with pytest.raises(AbortedError, match="called off"):
             await asyncio.wait_for(waiting, 20)

@@ -300,6 +300,10 @@ class Node:
         if tasks:
             await asyncio.wait(tasks, timeout=_GIVEN_BACK_SECONDS)
 
+    def executes(self, run_id: str) -> bool:
+        """Whether a run executes here, or is just being given back; who waits for news of it looks when that ends."""
+        return run_id in self._flying
+
     async def look(self) -> None:
         """Claims what is due now, if this node claims at all."""
         if self.started and not self._stopping:
@@ -492,6 +496,7 @@ class Node:
         if self._flying.get(run.run_id) is flying:
             del self._flying[run.run_id]
             self._aborting.pop(run.run_id, None)
+            self.news.look([run.run_id])
         if run.kind == "piece":
             full = full or self._in_space[run.space] >= self._places
             self._in_space[run.space] -= 1

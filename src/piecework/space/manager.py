@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from piecework.errors import CrashedError, StoppedError, describe
 from piecework.process.limits import report
@@ -16,7 +16,7 @@ from piecework.space.tenant import SpaceManager
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from piecework.clock import Clock
     from piecework.config import Settings
@@ -86,37 +86,19 @@ class Spaces:
         async with self._using(space, run.run_id) as manager:
             return await manager.run(run, timeout_seconds)
 
-    async def unless_broken(self, space: str, run_id: str, end: Coroutine[Any, Any, None]) -> None:
-        """Waits for what a run of a space brings about, unless the space's workers fail meanwhile until it is broken.
-
-        Args:
-            space: The tenant.
-            run_id: Which run.
-            end: What is waited for.
+    def still_hopes(self, space: str, run_id: str) -> None:
+        """Says whether a run that does not execute may get a worker soon.
 
         Raises:
-            CrashedError: The space is broken; the run stays queued.
+            CrashedError: It was given back because its space is broken; it stays queued.
         """
-        waiting = asyncio.ensure_future(end)
-        try:
-            while not waiting.done():
-                manager = self._managers.get(space)
-                if manager is not None and manager.broken and manager.puts_off(run_id):
-                    raise CrashedError(
-                        f"space {space!r} is broken, run {run_id} waits: {manager.reason}. `resume_space` tries anew",
-                        space=space,
-                        run_id=run_id,
-                    )
-                changed = asyncio.ensure_future(self._room.wait())
-                try:
-                    await asyncio.wait({waiting, changed}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    changed.cancel()
-                    await asyncio.gather(changed, return_exceptions=True)
-        finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-        waiting.result()
+        manager = self._managers.get(space)
+        if manager is not None and manager.broken and manager.puts_off(run_id):
+            raise CrashedError(
+                f"space {space!r} is broken, run {run_id} waits: {manager.reason}. `resume_space` tries anew",
+                space=space,
+                run_id=run_id,
+            )
 
     def probe(self, space: str) -> list[str]:
         """Lets the next run of a space try for a worker at once; answers the runs that were put off."""

@@ -251,17 +251,18 @@ class PieceService(SpaceDoor):
         )
         asked: PieceAsked = await self._ask(run_piece, item, decide_run_piece, self._follow_asked)
         run_id = asked.run_id
-        news = self._node.news.expect(run_id)
         await self._try_at_once(space, piece_id, run_id)
-        try:
-            info = await self._info(run_id)
-            while wait and info.ended_at is None:
-                await self._spaces.unless_broken(space, run_id, self._node.news.after(news))
+        while True:
+            news = self._node.news.expect(run_id)  # before the look: what is told meanwhile counts
+            try:
                 info = await self._info(run_id)
-                news = self._node.news.expect(run_id)
-        finally:
-            news.cancel()
-        return info
+                if not wait or info.ended_at is not None:
+                    return info
+                if not self._node.executes(run_id):
+                    self._spaces.still_hopes(space, run_id)
+                await self._node.news.after(news)
+            finally:
+                news.cancel()
 
     async def _desire(self, space: str, piece_id: str, desired: str, reason: str | None) -> bool:
         if reason is not None and not isinstance(reason, str):
