@@ -317,8 +317,9 @@ async def test_off_and_on_while_an_update_is_under_way(app, line, clock):
         await desire(app, desired)
     await line.let_go()
     await line.has_begun()  # it was enabled during that update: one more follows, and no second one
+    (third,) = [update for update in await app.pieces.runs("acme", "p") if update.ended_at is None]
     await line.let_go()
-    await ended(app, place=0)
+    assert (await app.runtime.wait(third.run_id, timeout_seconds=25)).ok
     unended = [update for update in await app.pieces.runs("acme", "p") if update.ended_at is None]
     assert [update.trigger_id for update in unended] == ["interval"]
 
