@@ -79,15 +79,19 @@ class Readers:
             connection.close()
 
     def _work(self) -> None:
-        question = self._questions.get()
-        while question is not _STOP:
-            group, following = self._answer_group(question)
-            _tell(group)
-            question = self._questions.get() if following is None else following
+        following: Any = None
+        while following is not _STOP:
+            following = self._answer_next(following)
 
-    def _answer_group(self, first: _Question) -> tuple[list[_Question], Any]:
-        """Answers a question and those of its kind that wait already; and the next one, if it was taken out."""
-        group = [first]
+    def _answer_next(self, first: Any) -> Any:
+        """Answers a question and those of its kind that wait already; answers the next one, if it was taken out.
+
+        What waits for the next question holds on to none, so that the rows of the last answer are not kept till then.
+        """
+        first = self._questions.get() if first is None else first
+        if first is _STOP:
+            return first
+        group, following = [first], None
         self._answer(first)
         while len(group) < _TOGETHER:
             try:
@@ -95,10 +99,12 @@ class Readers:
             except queue.Empty:
                 break
             if following is _STOP or following.query.name != first.query.name:  # it may take long
-                return group, following
+                break
             self._answer(following)
             group.append(following)
-        return group, None
+            following = None
+        _tell(group)
+        return following
 
     def _answer(self, question: _Question) -> None:
         if question.future.done():  # whoever asked has gone
