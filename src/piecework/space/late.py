@@ -41,7 +41,7 @@ def decide_late_failure(draft: Draft, item: LateFailure, now: int) -> bool:
         return False
     draft.put(replace(run, error=item.error))
     piece = draft.find(Piece, run.space, run.key_value)
-    if piece is not None:
+    if piece is not None and piece.created_at <= run.created_at:  # or it is another one of its name
         failures = piece.consecutive_failures + 1
         seen = replace(piece, status=item.reason, consecutive_failures=failures, last_error=item.error)
         draft.put(replace(seen, last_failure_at=now))

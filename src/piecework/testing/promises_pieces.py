@@ -190,6 +190,16 @@ class PiecePromises:
             await verbs.late_failure(replace(run, run_id="nobody"))
         assert (await verbs.piece()).consecutive_failures == 0
 
+    async def test_late_failure_of_a_removed_piece(self, verbs: Verbs) -> None:
+        """A failure after the end of an update whose piece has been removed is not charged to another of its name."""
+        run = await verbs.updating()
+        await verbs.finish_piece(piece_end(run))
+        await verbs.remove_piece()
+        verbs.now += SECOND
+        await verbs.register_piece(piece())
+        assert await verbs.late_failure(run)
+        assert (await verbs.piece()).consecutive_failures == 0
+
     async def test_history_is_trimmed(self, verbs: Verbs) -> None:
         """A piece keeps its newest runs, and few of those that had nothing to do; values and timelines go along."""
         run, ids = await verbs.updating(), []
