@@ -31,7 +31,7 @@ from piecework.space.kind import PieceKind
 from piecework.space.manager import Spaces
 from piecework.space.overdue import Overdue
 from piecework.space.service import PieceService
-from piecework.space.standing import is_wanted
+from piecework.space.standing import is_wanted, tell
 from piecework.space.supply import WorkerSupply
 from piecework.space.waking import PieceEvents
 from piecework.store.sqlite import SqliteStore
@@ -176,6 +176,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         redaction=_redaction(declared, settings),
         strict_timeline=settings.strict_timeline,
     )
+    node.tell_spaces = partial(tell, spaces)
     bot = jobs.schedules = Bot(declared.jobs, store, node, clock)
     executor.attach(node)
     pieces.attach(node)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import platform
 import sqlite3
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
 from piecework.bus.event import Event
-from piecework.desk_form import Form, Limit, OpenApp, as_many, page
+from piecework.desk_form import Form, Limit, OpenApp, Seconds, as_many, page
 from piecework.desk_pieces import PIECE_FORMS
 from piecework.errors import NotFoundError, TimeoutExceededError, ValidationError
 from piecework.process import protocol
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 WORKER_OPS = frozenset({"publish", "enqueue", "jobs.value", "notify"})
 """What a worker may ask for; the rest is for people."""
-
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=60)]
 
 
 class Publish(Form, frozen=True):

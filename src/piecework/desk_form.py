@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PAGE_BYTES = protocol.FRAME_LIMIT_BYTES // 2
 
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=60)]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from piecework.desk_form import Form, Limit, OpenApp, as_many, page
+from piecework.desk_form import Form, Limit, OpenApp, Seconds, as_many, page
 
 if TYPE_CHECKING:
     from piecework.space.record import PieceRecord
@@ -132,6 +133,27 @@ class RunPiece(Form, frozen=True):
         return await app.pieces.run_now(self.space, self.piece_id, wait=self.wait)
 
 
+class AwaitUpdate(Form, frozen=True):
+    """Waits for an update for a while: its RunInfo, or null when it has not ended yet.
+
+    Attributes:
+        seconds: How long; who wants to wait for longer asks again.
+    """
+
+    op: ClassVar[str] = "pieces.wait"
+    space: str
+    run_id: str
+    seconds: Seconds
+
+    async def answer(self, app: OpenApp) -> Any:
+        """An error where its space gets no worker: it would be waited for in vain."""
+        try:
+            async with asyncio.timeout(self.seconds):
+                return await app.pieces.until_ended(self.space, self.run_id)
+        except TimeoutError:
+            return None
+
+
 class ListSpaces(Form, frozen=True):
     """Lists spaces: `{items, next_cursor}`.
 
@@ -232,6 +254,7 @@ PIECE_FORMS: tuple[type[Form], ...] = (
     ShowPiece,
     PieceRuns,
     RunPiece,
+    AwaitUpdate,
     ListSpaces,
     ShowSpace,
     ResumeSpace,

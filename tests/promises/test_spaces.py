@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from piecework import Settings
@@ -65,6 +67,29 @@ async def test_a_client_sees_the_spaces_of_its_node(make_kinds, app_beside):  # 
             assert (await app_beside.pieces.resume_space("acme")).observed == "ready"
             with pytest.raises(NotFoundError, match="acme"):
                 await app_beside.pieces.space("acmee")
+
+
+@pytest.mark.covers("N521")
+@pytest.mark.engines("sqlite", "postgres")
+async def test_a_client_is_told_of_a_broken_space(make_kinds, app_beside):  # noqa: F811
+    """A client sees why a space of its node is broken, and does not wait in vain for an update there."""
+    settings = Settings(space_grace_seconds=0.2, crash_loop_limit=1, heartbeat_seconds=0.1)
+    async with make_kinds(settings=settings) as app, app_beside.open(role="client"):
+        supply = app.spaces._supply
+        make_init, supply._make_init = supply._make_init, lambda space: Init(space=space, settings={"no_such_thing": 1})
+        await app.pieces.register(space="acme", piece_id="p", integration="plain")
+        with pytest.raises(CrashedError, match="no_such_thing"):
+            await app_beside.pieces.run_now("acme", "p", wait=True)
+        while (space := await app_beside.pieces.space("acme")).observed != "broken":
+            await asyncio.sleep(0.05)
+        assert (space.pid, "no_such_thing" in space.broken_reason, space.restarts > 0) == (None, True, True)
+        supply._make_init = make_init
+        assert (await app_beside.pieces.run_now("acme", "p", wait=True)).outcome == "success"
+        worker = app.spaces.manager("acme").controller.pid
+        while (space := await app_beside.pieces.space("acme")).observed != "ready":
+            await asyncio.sleep(0.05)
+        assert (space.pid, space.memory_bytes > 1_000_000, space.broken_reason) == (worker, True, None)
+        assert space.limits == (await app.pieces.space("acme")).limits
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ pieces = App("pieces", help="Add pieces, look at them and at their updates, have
 
 _Where = Annotated[Where | None, Parameter(name="*")]
 _Limit = Annotated[int, Parameter(help="At most so many, up to 1000.", validator=validators.Number(gte=1, lte=1000))]
-_ENDED = frozenset({"completed", "failed", "aborted"})
 _PATIENCE_SECONDS = 1.0
 _ROUND_SECONDS = 20.0
 
@@ -164,11 +163,12 @@ async def run(
 
     Raises:
         ExecutionFailedError: The update failed.
+        CrashedError: Its space is broken: no worker could be started.
     """
     async with asking(where or Where()) as one:
         update = await one("pieces.run", space=space, piece_id=piece_id, wait=False)
         if wait:
-            update = await _ended(one, f"{space}/{piece_id}", update["run_id"])
+            update = await _ended(one, space, piece_id, update["run_id"])
         if as_json:
             show_json(update)
         else:
@@ -331,23 +331,20 @@ async def show_logs(
             await follow_lines(one, space=space, piece_id=piece_id, seen=seen)
 
 
-async def _ended(one: Ask, name: str, run_id: str) -> dict[str, Any]:
+async def _ended(one: Ask, space: str, piece_id: str, run_id: str) -> dict[str, Any]:
     """Waits for an update's end; what it waits for is told when that takes long."""
-    patience: float | None = _PATIENCE_SECONDS
-    while True:
-        await one("runs.wait", run_id=run_id, seconds=_ROUND_SECONDS if patience is None else patience)
+    ended: dict[str, Any] | None = await one("pieces.wait", space=space, run_id=run_id, seconds=_PATIENCE_SECONDS)
+    if ended is None:
         run: dict[str, Any] = await one("runs.get", run_id=run_id)
-        if run["status"] in _ENDED:
-            return run
-        if patience is not None:
-            standing = "no node has begun it: is `piecework serve` running, and is its space in order?"
-            if run["status"] == "running":
-                standing = f"it is running, begun {moment(run['started_at'])}."
-            sys.stderr.write(
-                clean(f"piecework: waiting for {name} (run {run_id}): {standing} Ctrl-C ends the waiting.") + "\n"
-            )
-            sys.stderr.flush()
-            patience = None
+        standing = "no node has begun it: is `piecework serve` running, and is its space in order?"
+        if run["status"] == "running":
+            standing = f"it is running, begun {moment(run['started_at'])}."
+        said = f"piecework: waiting for {space}/{piece_id} (run {run_id}): {standing} Ctrl-C ends the waiting."
+        sys.stderr.write(clean(said) + "\n")
+        sys.stderr.flush()
+    while ended is None:
+        ended = await one("pieces.wait", space=space, run_id=run_id, seconds=_ROUND_SECONDS)
+    return ended
 
 
 def _tell(piece: dict[str, Any], update: dict[str, Any], reasons: dict[str, str], *, waited: bool) -> None:

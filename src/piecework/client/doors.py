@@ -501,6 +501,8 @@ class RemotePieces:
 
         Raises:
             NotFoundError: There is no such piece.
+            CrashedError: It was waited for, and its space is broken: no worker for it could be started.
+            AbortedError: The update was called off before it began: its piece was paused or removed.
             NoNodeError: There is no node. One that went away is not asked again: the piece may have gone with it.
         """
         await self._link.ask("pieces.remove", {"space": space, "piece_id": piece_id}, again=False)
@@ -548,10 +550,21 @@ class RemotePieces:
         asked = {"space": space, "piece_id": piece_id, "wait": False}
         info = _of(RunInfo, await self._link.ask("pieces.run", asked, again=False))
         while wait and info.ended_at is None:
-            wanted = {"run_id": info.run_id, "seconds": _WAIT_SECONDS}
-            if await self._link.ask("runs.wait", wanted) is not None:  # what it came to stands in the run itself
-                info = _of(RunInfo, await self._link.ask("runs.get", {"run_id": info.run_id}))
+            info = await self.until_ended(space, info.run_id)
         return info
+
+    async def until_ended(self, space: str, run_id: str) -> RunInfo:
+        """Waits until an update has ended, unless its space gets no worker.
+
+        Raises:
+            CrashedError: The space is broken: no worker could be started. The update stays queued.
+            AbortedError: The update was called off before it began: its piece was paused or removed.
+            NoNodeError: There is no node.
+        """
+        wanted = {"space": space, "run_id": run_id, "seconds": _WAIT_SECONDS}
+        while True:
+            if (told := await self._link.ask("pieces.wait", wanted)) is not None:
+                return _of(RunInfo, told)
 
     async def spaces(self) -> Sequence[SpaceRecord]:
         """The spaces that have a piece, a worker, or failures that are not forgotten, by name.

@@ -32,7 +32,7 @@ from piecework.run.lifecycle import Status
 from piecework.run.logger import Timelines
 from piecework.run.parts import encode
 from piecework.store.items import Claim, Claimed, Leave, LeftAlone, Release, Renew, TakeOver
-from piecework.store.records import NodeRow, Run, Signal
+from piecework.store.records import NO_SPACES, NodeRow, Run, Signal
 from piecework.store.verbs.claim import claim, take_over
 from piecework.store.verbs.nodes import leave, renew
 from piecework.store.verbs.runs import due, release
@@ -83,6 +83,7 @@ class Node:
     Attributes:
         on_signal: Called with the id of a run that executes here and was sent a signal.
         on_ended: Called with the id of a run that a commit here has ended while nobody had it.
+        tell_spaces: What this node says of its spaces' workers, as JSON; called in a thread of its own.
         timelines: What is written to its runs' timelines beside their decisions.
         ready: False while the store is full or away: what runs waits, nothing new is taken.
     """
@@ -107,6 +108,7 @@ class Node:
         self.ready = True
         self.on_signal: Callable[[str], None] = _nobody
         self.on_ended: Callable[[str], None] = _nobody
+        self.tell_spaces: Callable[[], bytes] = lambda: NO_SPACES
         self._lease_seconds = lease_seconds
         self._forsaken_seconds = forsaken_seconds
         self._version = version
@@ -186,6 +188,7 @@ class Node:
             started_at=self._started_at or now,
             renewed_at=now,
             expires_at=now + round(self._lease_seconds * SECOND) if shared else None,
+            spaces=self.tell_spaces() if shared else NO_SPACES,
         )
         self._started_at = row.started_at
         return Renew(node=row, alone=not shared)

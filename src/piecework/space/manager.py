@@ -10,7 +10,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from piecework.errors import CrashedError, StoppedError, describe
+from piecework.errors import StoppedError, describe
 from piecework.process.limits import report
 from piecework.space.tenant import SpaceManager
 from piecework.telemetry import signals
@@ -86,19 +86,10 @@ class Spaces:
         async with self._using(space, run.run_id) as manager:
             return await manager.run(run, timeout_seconds)
 
-    def still_hopes(self, space: str, run_id: str) -> None:
-        """Says whether a run that does not execute may get a worker soon.
-
-        Raises:
-            CrashedError: It was given back because its space is broken; it stays queued.
-        """
+    def broken(self, space: str, run_id: str) -> str | None:
+        """Why a run was given back that does not execute here: its space is broken. None where that is not so."""
         manager = self._managers.get(space)
-        if manager is not None and manager.broken and manager.puts_off(run_id):
-            raise CrashedError(
-                f"space {space!r} is broken, run {run_id} waits: {manager.reason}. `resume_space` tries anew",
-                space=space,
-                run_id=run_id,
-            )
+        return manager.reason if manager is not None and manager.broken and manager.puts_off(run_id) else None
 
     def probe(self, space: str) -> list[str]:
         """Lets the next run of a space try for a worker at once; answers the runs that were put off."""

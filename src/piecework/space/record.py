@@ -107,15 +107,15 @@ def _standing(row: Piece, update: Run | None, now: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceRecord:
-    """A space as it is now; where a store has several nodes, as this one knows it.
+    """A space as it is now.
 
-    Of a worker that another node of a PostgreSQL store has, it is only known whether updates are under way there.
+    Of a worker that another node of a PostgreSQL store has, it is what that node told with its last heartbeat.
 
     Attributes:
         space: Its name.
         observed: idle (no worker), starting, running, ready (a worker waits), blocked (its loop does not turn),
             stopping, backoff (the next start is put off) or broken (only a probe is tried now and then).
-        pid: Of its worker, as the node numbers it.
+        pid: Of its worker, as its node numbers it.
         memory_bytes: What its worker has in memory, shared pages included; None without one, or where that is hidden.
         restarts: How often a worker of it ended by itself or could not be started, since its node opened.
         broken_reason: Why it is broken, or its next start put off.

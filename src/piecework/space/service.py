@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from piecework.bus.event import hops_of_run
-from piecework.errors import AbortedError, NotFoundError, ValidationError, clean_text
+from piecework.errors import AbortedError, CrashedError, NotFoundError, ValidationError, clean_text
 from piecework.ids import new_id
 from piecework.run.info import RunInfo, run_info
 from piecework.space.folds import (
@@ -252,14 +252,31 @@ class PieceService(SpaceDoor):
         asked: PieceAsked = await self._ask(run_piece, item, decide_run_piece, self._follow_asked)
         run_id = asked.run_id
         await self._try_at_once(space, piece_id, run_id)
+        return await self.until_ended(space, run_id) if wait else await self._info(await self._update(run_id))
+
+    async def until_ended(self, space: str, run_id: str) -> RunInfo:
+        """Waits until an update has ended, unless its space gets no worker.
+
+        Args:
+            space: The tenant.
+            run_id: Which update.
+
+        Raises:
+            CrashedError: The space is broken: no worker could be started. The update stays queued.
+            AbortedError: The update was called off before it began: its piece was paused or removed.
+        """
         while True:
             news = self._node.news.expect(run_id)  # before the look: what is told meanwhile counts
             try:
-                info = await self._info(run_id)
-                if not wait or info.ended_at is not None:
-                    return info
-                if not self._node.executes(run_id):
-                    self._spaces.still_hopes(space, run_id)
+                update = await self._update(run_id)
+                if update.ended_at is not None:
+                    return await self._info(update)
+                if (reason := await self._given_up(update)) is not None:
+                    raise CrashedError(
+                        f"space {space!r} is broken, run {run_id} waits: {reason}. `resume_space` tries anew",
+                        space=space,
+                        run_id=run_id,
+                    )
                 await self._node.news.after(news)
             finally:
                 news.cancel()
@@ -316,14 +333,17 @@ class PieceService(SpaceDoor):
         known = await self._timings(*{row.integration for row in rows})
         return [piece_record(row, known.get(row.integration), updates.get(row.run_id or ""), now) for row in rows]
 
-    async def _info(self, run_id: str) -> RunInfo:
-        rows = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
+    async def _update(self, run_id: str) -> Run:
+        rows: list[Run] = await self._store.read("runs_by_id", {"run_ids": [run_id]}, Run)
         if not rows:
             raise AbortedError(
                 f"update {run_id} was called off before it began: its piece was paused or removed", run_id=run_id
             )
-        values = await self._store.read("values_of_runs", {"run_ids": [run_id]}, RunValue)
-        return run_info(rows[0], result=next((v.data for v in values if v.name == "result"), None))
+        return rows[0]
+
+    async def _info(self, update: Run) -> RunInfo:
+        values = await self._store.read("values_of_runs", {"run_ids": [update.run_id]}, RunValue)
+        return run_info(update, result=next((v.data for v in values if v.name == "result"), None))
 
 
 def _there(rows: Sequence[Piece]) -> Sequence[Piece]:

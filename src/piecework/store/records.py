@@ -135,10 +135,15 @@ class Occurrence(Record, frozen=True):
     created_at: int
 
 
+NO_SPACES = b"[]"
+"""What a node says that knows of no space."""
+
+
 class NodeRow(Record, frozen=True):
     """A process that runs runs. Its lease ends at `expires_at`; None where a lock stands for the lease.
 
-    `workflows` is the JSON list of those that it has registered.
+    `workflows` is the JSON list of those that it has registered; `spaces` is what it knows of its spaces' workers, for
+    processes that cannot ask it.
     """
 
     table: ClassVar[str] = "nodes"
@@ -152,6 +157,7 @@ class NodeRow(Record, frozen=True):
     started_at: int
     renewed_at: int
     expires_at: int | None
+    spaces: bytes = NO_SPACES
 
 
 class Space(Record, frozen=True):

@@ -56,7 +56,8 @@ CREATE TABLE nodes (
     workflows BLOB NOT NULL,
     started_at INTEGER NOT NULL,
     renewed_at INTEGER NOT NULL,
-    expires_at INTEGER
+    expires_at INTEGER,
+    spaces BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE spaces (
