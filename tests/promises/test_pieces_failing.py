@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from datetime import timedelta
 
@@ -213,12 +214,12 @@ async def test_who_waits_for_an_update_that_is_called_off_is_told(make_kinds, li
 @pytest.mark.covers("P50")
 async def test_a_registration_that_cannot_be_committed(app, store):
     """A registration whose commit fails raises, and leaves nothing behind; the next one is the first."""
-    with sqlite3.connect(store.removeprefix("sqlite:///")) as raw:
+    with contextlib.closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as raw:
         raw.execute("CREATE TRIGGER full BEFORE INSERT ON timeline BEGIN SELECT RAISE(ABORT, 'no room'); END")
     with pytest.raises(StoreError, match="no room"):
         await app.pieces.register(space="acme", piece_id="p", integration="sync")
     assert (await app.pieces.list(), await app.runtime.list_all_runs()) == ([], [])
-    with sqlite3.connect(store.removeprefix("sqlite:///")) as raw:
+    with contextlib.closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as raw:
         raw.execute("DROP TRIGGER full")
     assert await app.pieces.register(space="acme", piece_id="p", integration="sync") is True
 
