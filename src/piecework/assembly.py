@@ -201,7 +201,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         ),
         pieces=PieceService(declared.definitions, store, node, clock, spaces),
         piece_events=piece_events,
-        overdue=Overdue(store, node, clock),
+        overdue=Overdue(store, node, clock, declared.definitions),
         jobs=jobs,
         bot=bot,
         spaces=spaces,

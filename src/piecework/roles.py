@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from piecework.assembly import Declared, Parts
     from piecework.client.parts import RemoteParts
+    from piecework.run.node import Node
     from piecework.services.transport import Transport
     from piecework.store.contract import Store
     from piecework.workflow.runtime import Runtime
@@ -220,6 +221,7 @@ class Roles(Sending):
 
     async def _begin(self, stack: AsyncExitStack, parts: Parts, settings: Settings) -> None:
         """Registers what is declared; a node lives from here on."""
+        stack.callback(_say_stopped, parts.node)
         # What still runs while the node stops is its own: it says so until the last of it has ended.
         stack.push_async_callback(parts.node.leave)
         stack.callback(self._lease.release)
@@ -245,7 +247,6 @@ class Roles(Sending):
     async def _live(self, stack: AsyncExitStack, parts: Parts) -> None:
         """Lets a node live: from here on it has what it claims, and whoever is no node may ask it."""
         node, store = parts.node, parts.store
-        stack.callback(signals.emit, signals.NODE_STOPPED, node_id=node.node_id)
         if self._definitions:
             await parts.piece_events.register()
             await parts.overdue.start()
@@ -368,3 +369,8 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("piecework")
+
+
+def _say_stopped(node: Node) -> None:
+    if node.started:
+        signals.emit(signals.NODE_STOPPED, node_id=node.node_id)

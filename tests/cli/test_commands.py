@@ -229,7 +229,7 @@ def test_an_unknown_run(fail, command):
         (("runs", "list", "--cursor", "nosuchrun"), "nosuchrun"),
         (("events", "publish", "x", "--payload", '{"__state": 1}'), "reserved"),
         (("events", "publish", ""), "event type"),
-        (("events", "publish", "x", "--payload", f'{{"n": {2**70}}}'), "cannot carry"),
+        (("events", "publish", "x", "--payload", f'{{"n": {2**70}}}'), "beyond 64 bits"),
         (("runs", "list", "--store", "mysql://localhost/x"), "is not known"),
     ],
 )

@@ -140,13 +140,15 @@ def test_lists_fit_a_terminal(ask, add, terminal):
     ask("pieces", "run", *add("narrow", '{"url": "x"}', space="narrow"))
     terminal(80)
     lines = ask("runs", "list", "--space", "narrow").out.splitlines()
-    assert len(lines) in {4, 6}  # what was asked for is the first update, or another one where that has ended already
+    assert len(lines) in {6, 8}  # what was asked for is the first update, or another one where that has ended already
     assert len(ask("pieces", "list", "--space", "narrow").out.splitlines()) == 2
-    assert max(map(len, lines)) <= 80
-    assert lines[2].split()[1:] == ["success", "piece", "feed", "narrow"]
-    assert lines[3].startswith("  narrow  ")
+    assert max(map(len, lines[2:])) <= 80
+    assert "run" in lines[0]
+    assert "created" in lines[1]
+    assert lines[4].split()[1:] == ["success", "piece", "feed", "narrow"]
+    assert lines[5].startswith("  narrow  ")
     terminal(160)
-    assert len(ask("runs", "list", "--space", "narrow").out.splitlines()) == 1 + len(lines) // 2
+    assert len(ask("runs", "list", "--space", "narrow").out.splitlines()) == len(lines) // 2
 
 
 def test_nothing_is_behind_the_last_update(ask, add):
@@ -217,3 +219,36 @@ def test_spaces_are_shown(ask, fail, add):
     assert "how its limits are enforced here:" in out
     assert "shown" in ask("spaces", "list").out
     assert "did you mean 'shown'" in fail("spaces", "show", "shwn")
+
+
+@pytest.mark.covers("N515")
+def test_pieces_are_listed_by_how_they_stand(ask, run, add):
+    """`pieces list --status` lists those alone that stand so."""
+    ask("pieces", "run", *add("fine", '{"url": "x"}', space="stand"))
+    assert run("pieces", "run", *add("ill", '{"broken": true}', space="stand")).code == 1
+    ask("pieces", "pause", *add("off", '{"url": "x"}', space="stand"))
+
+    def listed(status):
+        page = ask("pieces", "list", "--space", "stand", "--status", status, "--json").json
+        return [piece["piece_id"] for piece in page["items"]]
+
+    assert (listed("idle"), listed("backoff"), listed("paused")) == (["fine"], ["ill"], ["off"])
+    assert ask("pieces", "list", "--space", "stand", "--status", "half-open").out == "no pieces\n"
+
+
+@pytest.mark.covers("N514")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("pause", "acme", "hn", "--reason", "\udcff"), "pieces.pause.reason has a lone surrogate"),
+        (("list", "--space", "\udcff"), "pieces.list.space has a lone surrogate"),
+        (("add", "acme", "hn", "--integration", "feed", "--config", '{"a": 1e999}'), "pieces.add.config.a is inf"),
+        (
+            ("add", "acme", "hn", "--integration", "feed", "--config", f'{{"a": {10**30}}}'),
+            "config.a is an integer beyond",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_told_by_its_name(fail, words, told):
+    """What no node can be asked is refused before it is sent, by the name of what it stands in."""
+    assert told in fail("pieces", *words)

@@ -77,6 +77,7 @@ def test_doctor_needs_no_node(run, tmp_path):
     assert answer.code == 0
     assert {"python", "platform", "sqlite", "workers", "extra mail", "store", "node"} <= set(items)
     assert "no node runs" in items["node"]["detail"]
+    assert items["node"]["status"] == "warning"
 
 
 def test_doctor_prints_a_table(run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import subprocess
@@ -131,6 +132,38 @@ def test_logs_come_as_json(serve):
     node = serve("--json-logs")
     node.line()
     assert node.stderr.read_text().startswith('{"')
+
+
+def test_a_node_has_stopped_when_it_has_stopped(serve, run, monkeypatch):
+    """The log says that a node stops before it says that it has."""
+    monkeypatch.setenv("PIECEWORK_CLOSE_TIMEOUT_SECONDS", "0.1")
+    node = serve("--json-logs")
+    node.line()
+    where = ("--store", node.store)
+    assert run("pieces", "add", "acme", "slow", "--integration", "feed", "--config", '{"slow": true}', *where).code == 0
+    while '"running"' not in run("pieces", "list", "--json", *where).out:
+        pass
+    node.end()
+    logged = [json.loads(line)["event"] for line in node.stderr.read_text().splitlines() if line.startswith("{")]
+    assert [event for event in logged if event.startswith("node.stop")] == ["node.stopping", "node.stopped"]
+
+
+@pytest.mark.covers("N516")
+def test_who_waits_is_told_when_the_node_dies(serve, run, command):
+    """Who waits in `pieces run` for an update whose node dies is told that the next node goes on with it."""
+    node = serve()
+    node.line()
+    where = ("--store", node.store)
+    assert run("pieces", "add", "acme", "slow", "--integration", "feed", "--config", '{"slow": true}', *where).code == 0
+    words = [*command, "pieces", "run", "acme", "slow", *where]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
+        run_id = waiting.stderr.readline().split("(run ")[1].split(")")[0]
+        node.signal(signal.SIGKILL)
+        node.ended()
+        said = waiting.stderr.read()
+    assert (waiting.returncode, said.count("\n")) == (1, 1)
+    assert f"the next node goes on with update {run_id} of acme/slow" in said
+    assert "unknown" not in said
 
 
 def test_a_second_node_of_a_store_names_the_first(serve):

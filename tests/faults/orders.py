@@ -95,9 +95,9 @@ async def settled(ws: Any) -> list[Any]:
     """The runs, once nothing is left to do."""
     async with asyncio.timeout(20):
         while True:
+            left = await ws.database.piecework_outbox.count()  # looked at first: what was forgotten has its run by now
             found = await app.runtime.list_all_runs()
-            due = [run for run in found if run.status in {"queued", "running"}]
-            if not due and not await ws.database.piecework_outbox.count():
+            if not left and not any(run.status in {"queued", "running"} for run in found):
                 return found
             await asyncio.sleep(0.01)
 

@@ -22,6 +22,7 @@ from piecework.process.lease import Lease
 from piecework.process.protocol import Init, Run
 from piecework.space.controller import Controller, State, WorkerDied
 from piecework.store.lock_beat import LockHeartbeat
+from piecework.telemetry import logs
 
 pytestmark = pytest.mark.skipif(not linux.can_run_workers(), reason="workers need pidfds")
 HERE = str(Path(__file__).parent)
@@ -591,6 +592,28 @@ async def spare(zygote):
         while (child := zygote.spare) is None:
             await asyncio.sleep(0.001)
     return child.keeper_pid
+
+
+@pytest.mark.covers("N504")
+async def test_lines_are_not_of_the_run_that_came_first(node):
+    """What a worker prints by itself, and its end, are not told as of the run for which it, or a spare, started."""
+    await node.zygote.stop()
+    printed = []
+    options = {"paths": [HERE, *sys.path], "spare": True}
+    node.zygote = Zygote("stub_app:app", on_output=lambda line, _: printed.append((line, logs.bound())), **options)
+    await node.zygote.start()
+    with logs.bind(run_id="r1", workflow_id="plain"):
+        first = await node.controller("acme")
+    await spare(node.zygote)
+    with logs.bind(run_id="r2"):
+        second = await node.controller("globex")
+    await first.stop()
+    assert ("closed acme", {}) in printed
+    assert [bound for _, bound in printed if bound] == []
+    ended = asyncio.get_running_loop().create_future()
+    second._on_over = lambda _: ended.set_result(logs.bound())
+    os.kill(second.pid, signal.SIGKILL)
+    assert await ended == {}
 
 
 @pytest.mark.covers("N474")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -360,6 +361,28 @@ async def test_a_clock_that_is_set_neither_stops_nor_storms(app, clock, hours):
         piece = await app.pieces.get("acme", name)
         assert len(await app.pieces.runs("acme", name)) == 3
         assert moment(clock) < piece.next_run_at <= moment(clock) + timedelta(seconds=60)
+
+
+@pytest.mark.covers("N513")
+@pytest.mark.parametrize("hours", [1, 24 * 1000])
+@ONE
+async def test_a_schedule_goes_on_when_the_clock_was_set_back(app, clock, hours):
+    """When the wall clock is set back a piece with a schedule goes on by it: the next of its times is not far off."""
+    await add(app, "minutely", schedule="* * * * *")
+    await add(app, "daily", "q")
+    due = (await app.pieces.get("acme", "q")).next_run_at
+    queued = (await app.pieces.runs("acme", "p"))[0]
+    clock.set(clock.now() - hours * 3600 * SECOND)
+    await clock.until_asleep(2)
+    await clock.advance(31)
+    await clock.advance(120)
+    await app.runtime.wait(queued.run_id, timeout_seconds=25)
+    piece = await app.pieces.get("acme", "p")
+    assert moment(clock) < piece.next_run_at <= moment(clock) + timedelta(seconds=60)
+    assert (piece.next_run_at.second, piece.next_run_at.microsecond) == (0, 0)
+    at = (await app.pieces.get("acme", "q")).next_run_at
+    assert moment(clock) < at <= min(due, moment(clock) + timedelta(hours=48))
+    assert at.astimezone(ZoneInfo("Europe/Berlin")).hour == 8
 
 
 @pytest.mark.covers("N402")

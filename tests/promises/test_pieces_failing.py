@@ -115,6 +115,22 @@ async def test_what_cannot_help_is_not_tried_again(app, ailment, heard):
     assert (told.payload["observed"], told.payload["error"]["code"]) == ("broken", "FORBIDDEN")
 
 
+@pytest.mark.engines("sqlite")
+@pytest.mark.covers("N512")
+async def test_what_has_stopped_is_tried_once(app, ailment, heard):
+    """A piece that has stopped is tried by `run_now` once; unless that succeeds it stays so, and nothing is told."""
+    ailment.write_text("forbidden")
+    await add(app, "ails", ails=str(ailment))
+    assert (await heard.get()).type == "piece:broken"
+    ailment.write_text("down")
+    piece = await again(app)
+    assert (piece.observed, piece.next_run_at, piece.status) == ("broken", None, "ConnectionError: down")
+    ailment.write_text("")
+    piece = await again(app)
+    assert (piece.observed, piece.next_run_at > piece.last_run_at) == ("idle", True)
+    assert (await heard.get()).type == "piece:recovered"
+
+
 @pytest.mark.covers("N412")
 async def test_a_workflow_hears_of_a_broken_piece(app):
     """A workflow may start with `piece:broken`, in the piece's space; it is told why the piece has stopped."""

@@ -17,6 +17,7 @@ from piecework.desk import Desk
 from piecework.importing import app_name, load_app
 from piecework.run.link import LinkClient
 from piecework.store.sqlite import sqlite_path
+from piecework.store.values import encode_mapping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -103,7 +104,9 @@ async def asking(where: Where) -> AsyncIterator[Ask]:
 
             async def answer(op: str, **args: Any) -> Any:
                 """Answers by itself."""
-                return await desk.answer(op, _given(args))
+                given = _given(args)
+                encode_mapping(given, what=op)
+                return await desk.answer(op, given)
 
             yield answer
         return

@@ -240,7 +240,7 @@ async def _node(path: Path) -> Finding:
         async with await LinkClient.connect(path, timeout_seconds=0) as link:
             info: dict[str, Any] = await link.ask("info")
     except NoNodeError as error:
-        return Finding("node", "failed" if "pid" in error.data else "ok", error.message)
+        return Finding("node", "failed" if "pid" in error.data else "warning", error.message)
     except PieceworkError as error:
         return Finding("node", "failed", error.message)
     workers = sum(space["pid"] is not None for space in info["spaces"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter, validators
 
@@ -14,7 +14,7 @@ from piecework.cli.log_lines import lines_of, show_head, show_line
 from piecework.cli.reports import due, is_told_why, show_updates, what_happened, what_next, why
 from piecework.cli.telling import clean, error_text, moment, say, show_fields, show_json, show_table
 from piecework.clock import check_duration
-from piecework.errors import ExecutionFailedError
+from piecework.errors import ExecutionFailedError, NoNodeError
 
 if TYPE_CHECKING:
     from piecework.cli.asking import Ask
@@ -23,6 +23,7 @@ pieces = App("pieces", help="Add pieces, look at them and at their updates, have
 
 _Where = Annotated[Where | None, Parameter(name="*")]
 _Limit = Annotated[int, Parameter(help="At most so many, up to 1000.", validator=validators.Number(gte=1, lte=1000))]
+_Standing = Literal["idle", "waiting", "queued", "running", "backoff", "half-open", "broken", "paused"]
 _PATIENCE_SECONDS = 1.0
 _ROUND_SECONDS = 20.0
 
@@ -73,15 +74,20 @@ async def add(
 
 
 @pieces.command(name="list")
-async def list_pieces(*, space: str | None = None, as_json: AsJson = False, where: _Where = None) -> None:
+async def list_pieces(
+    *, space: str | None = None, status: _Standing | None = None, as_json: AsJson = False, where: _Where = None
+) -> None:
     """List pieces.
 
     Args:
         space: Only those of a tenant.
+        status: Only those that stand so.
         as_json: Print JSON.
         where: Which node.
     """
     page = await ask(where or Where(), "pieces.list", space=space)
+    if status is not None:
+        page["items"] = [piece for piece in page["items"] if _stands(piece, status)]
     if as_json:
         show_json(page)
         return
@@ -333,17 +339,24 @@ async def show_logs(
 
 async def _ended(one: Ask, space: str, piece_id: str, run_id: str) -> dict[str, Any]:
     """Waits for an update's end; what it waits for is told when that takes long."""
-    ended: dict[str, Any] | None = await one("pieces.wait", space=space, run_id=run_id, seconds=_PATIENCE_SECONDS)
-    if ended is None:
-        run: dict[str, Any] = await one("runs.get", run_id=run_id)
-        standing = "no node has begun it: is `piecework serve` running, and is its space in order?"
-        if run["status"] == "running":
-            standing = f"it is running, begun {moment(run['started_at'])}."
-        said = f"piecework: waiting for {space}/{piece_id} (run {run_id}): {standing} Ctrl-C ends the waiting."
-        sys.stderr.write(clean(said) + "\n")
-        sys.stderr.flush()
-    while ended is None:
-        ended = await one("pieces.wait", space=space, run_id=run_id, seconds=_ROUND_SECONDS)
+    try:
+        ended: dict[str, Any] | None = await one("pieces.wait", space=space, run_id=run_id, seconds=_PATIENCE_SECONDS)
+        if ended is None:
+            run: dict[str, Any] = await one("runs.get", run_id=run_id)
+            standing = "no node has begun it: is `piecework serve` running, and is its space in order?"
+            if run["status"] == "running":
+                standing = f"it is running, begun {moment(run['started_at'])}."
+            said = f"piecework: waiting for {space}/{piece_id} (run {run_id}): {standing} Ctrl-C ends the waiting."
+            sys.stderr.write(clean(said) + "\n")
+            sys.stderr.flush()
+        while ended is None:
+            ended = await one("pieces.wait", space=space, run_id=run_id, seconds=_ROUND_SECONDS)
+    except NoNodeError as error:
+        raise NoNodeError(
+            f"the node has gone: the next node goes on with update {run_id} of {space}/{piece_id}, "
+            f"`piecework runs show {run_id}` tells then what came of it",
+            **error.data,
+        ) from error
     return ended
 
 
@@ -376,6 +389,11 @@ def _standing(piece: dict[str, Any]) -> str:
     if piece["desired"] != "enabled":
         return str(piece["desired"])
     return str(piece["status"] if piece["observed"] == "idle" else piece["observed"])
+
+
+def _stands(piece: dict[str, Any], status: str) -> bool:
+    """Whether a piece stands so: paused is what people want of it, whatever else it is."""
+    return status == str(piece["observed"] if piece["desired"] == "enabled" else piece["desired"])
 
 
 def _is_in_trouble(piece: dict[str, Any]) -> bool:

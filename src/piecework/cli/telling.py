@@ -72,7 +72,7 @@ def show_table(
         return
     if not _has_room(columns, listed, whole=beneath is not None):
         if beneath is not None:
-            _show_lines(listed, beneath)
+            _show_lines([[Text(column, style="bold") for column in columns], *listed], beneath)
             return
         for index, row in enumerate(listed):
             if index:
@@ -89,7 +89,7 @@ def show_table(
 
 
 def _show_lines(rows: Sequence[Sequence[Text]], beneath: int) -> None:
-    """Prints each row in two lines, what is not known left out."""
+    """Prints each row in two lines, what is not known left out; the first says what stands where."""
     console = Console(highlight=False)
     for row in rows:
         for indent, cells in ((0, row[:beneath]), (2, row[beneath:])):

@@ -147,7 +147,7 @@ def code_paths(hidden: tuple[str, ...] = ()) -> Reach:
     for prefix in dict.fromkeys((sys.prefix, sys.base_prefix, sys.exec_prefix, "/usr", "/usr/local")):
         roots.add(*(str(Path(prefix, part)) for part in _IN_A_PREFIX))
     for entry in map(_absolute, sys.path):
-        if roots.add(entry) or roots.has(entry) or not Path(entry).is_dir():
+        if roots.add(entry) or roots.has(entry) or not os.path.isdir(entry):  # noqa: PTH112 - False of what we may not look at
             continue
         reach.listable.append(entry)
         roots.add(*_importable(entry))
@@ -194,14 +194,15 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def _importable(folder: str) -> list[str]:
-    """What an import finds in a folder: modules, packages, and their compiled forms."""
+    """What an import finds in a folder: modules, packages, and their compiled forms; not what we may not look at."""
     suffixes = tuple(all_suffixes())
     found = []
-    with os.scandir(folder) as entries:
+    with suppress(PermissionError), os.scandir(folder) as entries:
         for entry in entries:
-            package = entry.is_dir() and (entry.name == "__pycache__" or Path(entry.path, "__init__.py").exists())
-            if package or (entry.name.endswith(suffixes) and entry.is_file()):
-                found.append(entry.path)
+            with suppress(OSError):
+                package = entry.is_dir() and (entry.name == "__pycache__" or Path(entry.path, "__init__.py").exists())
+                if package or (entry.name.endswith(suffixes) and entry.is_file()):
+                    found.append(entry.path)
     return found
 
 

@@ -18,10 +18,12 @@ from piecework.process import protocol
 from piecework.process.protocol import Ask, Channel, Hello, Reply
 from piecework.run.link_errors import REFUSED, revived_error
 from piecework.store.lockfile import read_note
+from piecework.store.values import encode_mapping
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_ANY_SIZE = 2**62  # a frame has a limit of its own
 _GRACE_SECONDS = 1.0
 _HELLO_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
@@ -95,8 +97,9 @@ class LinkClient:
         Raises:
             PieceworkError: The node's own error, of its own class.
             NoNodeError: The connection ended before the answer came; whether it was done is unknown.
-            ValidationError: The arguments are more than a frame carries.
+            ValidationError: The arguments are more than a frame carries, or no JSON: the message says which.
         """
+        encode_mapping(args, what=op, limit_bytes=_ANY_SIZE)  # a node ends the connection of who asks what is no JSON
         if self._channel is None or self._channel.closed:
             raise NoNodeError(
                 f"{op} was not sent: the connection with the node of {self._store} has ended, open a new one",

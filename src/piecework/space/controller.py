@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import signal
+from contextvars import Context
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,10 @@ class Controller:
         self._halted: asyncio.Future[None] = loop.create_future()
         self._state = State.BOOTING
         try:
-            await self._in_time(self._boot(), self._settings.space_boot_seconds, "its first word")
+            # The worker serves many runs: what it prints, and its end, are not told as the first one's, whose context
+            # every callback that is set here would keep.
+            boot = loop.create_task(self._boot(), context=Context())
+            await self._in_time(boot, self._settings.space_boot_seconds, "its first word")
             self._state = State.STARTING
             with contextlib.suppress(ClosedError):  # how it died is what we hear next
                 self._send(self._init)
@@ -350,7 +354,8 @@ class Controller:
     def _beat_later(self) -> None:
         # On the loop's own time, as the deadlines are: what comes in is read before a timer is looked at, so that a
         # node whose own loop stood still blames nobody.
-        self._next_beat = asyncio.get_running_loop().call_later(self._settings.heartbeat_seconds, self._beat)
+        loop = asyncio.get_running_loop()
+        self._next_beat = loop.call_later(self._settings.heartbeat_seconds, self._beat, context=Context())
 
     def _beat(self) -> None:
         if self._state not in _SERVING or self._channel is None or self._channel.closed:

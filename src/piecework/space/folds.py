@@ -30,7 +30,7 @@ from piecework.space.coming import (
     rest,
     start_after,
 )
-from piecework.space.verdicts import judge_failure, judge_success
+from piecework.space.verdicts import judge_failure, judge_success, next_probe
 from piecework.store.items import (
     FinishPiece,
     NewEntry,
@@ -94,11 +94,9 @@ def _begin(draft: Draft, piece: Piece, item: RegisterPiece, now: int) -> None:
 def decide_run_piece(draft: Draft, item: RunPiece, now: int) -> PieceAsked:
     """Makes the next update due now and answers its run; where one is under way the overlap says what follows.
 
-    An update of a broken piece is a probe: it goes on as usual when that succeeds.
+    An update of a broken piece is a probe: it goes on as usual when that succeeds, and stays broken when not.
     """
     piece = _known(draft, item.space, item.piece_id)
-    if piece.observed == Observed.BROKEN:
-        piece = replace(piece, observed=Observed.HALF_OPEN)
     run_id, aborting = ask(draft, piece, item.run_id, now, trigger=MANUAL, overlap=item.overlap, hops=item.hops)
     return PieceAsked(run_id=run_id, aborting=aborting)
 
@@ -201,9 +199,11 @@ def _followed(draft: Draft, piece: Piece, run: Run, item: FinishPiece, now: int)
     else:
         piece, told = _observed(draft, piece, run, item, now)
         moment, trigger = _next_moment(item, now)
+        if piece.observed == Observed.HALF_OPEN and run.abort_reason is not None:
+            moment, trigger = next_probe(item, now), RETRY
     if after is not None:
         return start_after(draft, piece, now), told
-    if piece.desired == PAUSED:
+    if piece.desired == PAUSED or piece.observed == Observed.BROKEN:  # a probe that was no success brings none
         return replace(piece, run_id=None, next_run_at=None, occurrence=None), told
     if moment is None:
         return replace(piece, observed=Observed.WAITING, run_id=None, next_run_at=None, occurrence=None), told

@@ -66,5 +66,6 @@ def decide_move_piece(draft: Draft, item: MovePiece, now: int) -> bool:  # noqa:
     if run.status != Status.QUEUED:
         return False
     draft.put(replace(run, due_at=item.due_at))
-    draft.put(replace(piece, next_run_at=item.due_at))
+    occurrence = piece.occurrence if item.occurrence is None else item.occurrence
+    draft.put(replace(piece, next_run_at=item.due_at, occurrence=occurrence))
     return True

@@ -2,7 +2,7 @@
 
 After a start, and after the wall clock has jumped, very many pieces may be overdue at once: they are spread over a few
 seconds, those that have waited longest since their last update first. And where the clock was set back, what was due a
-minute after an update is due in a minute at the latest, not in an hour.
+minute after an update is due in a minute at the latest, not in an hour; by a schedule, at the first of its times then.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from piecework.store.verbs.pieces import move_piece
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from piecework.clock import Clock
     from piecework.run.node import Node
+    from piecework.space.piece import PieceDefinition
     from piecework.store.contract import Store
 
 LOOK_SECONDS = 30.0
@@ -40,9 +43,13 @@ class Overdue:
         store: Open.
         node: Tells the store's time.
         clock: Sleeps, and tells whether the wall clock has jumped.
+        definitions: By integration: what is due by their schedules is moved only to another time of theirs.
     """
 
-    def __init__(self, store: Store, node: Node, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, node: Node, clock: Clock, definitions: Mapping[str, PieceDefinition] | None = None
+    ) -> None:
+        self._definitions = {} if definitions is None else definitions
         self._store = store
         self._node = node
         self._clock = clock
@@ -74,15 +81,34 @@ class Overdue:
         items = []
         for row in rows:
             assert row.next_run_at is not None
-            moment = moments.get((row.space, row.piece_id))
+            moment, occurrence = moments.get((row.space, row.piece_id)), None
             if moment is None:
-                moment = set_back(row.next_run_at, row.last_run_at or row.created_at, now)
-            if moment != row.next_run_at:
-                items.append(MovePiece(space=row.space, piece_id=row.piece_id, was=row.next_run_at, due_at=moment))
+                since = row.last_run_at or row.created_at
+                moment = set_back(row.next_run_at, since, now)
+                if row.occurrence is not None:  # what tries again after a pause is for a time that has been
+                    moment = occurrence = self._time_from(moment, row) if row.occurrence > since else moment
+            if moment is not None and moment != row.next_run_at:
+                items.append(
+                    MovePiece(
+                        space=row.space,
+                        piece_id=row.piece_id,
+                        was=row.next_run_at,
+                        due_at=moment,
+                        occurrence=occurrence,
+                    )
+                )
         for first in range(0, len(items), _AT_ONCE):
             part = items[first : first + _AT_ONCE]
             await asyncio.gather(*(self._store.run(move_piece, item, decide_move_piece, now) for item in part))
         return len(items)
+
+    def _time_from(self, moment: int, row: Piece) -> int | None:
+        """The first time of a piece's schedule from a moment on; None where that is no sooner, or is not known here."""
+        definition = self._definitions.get(row.integration)
+        if definition is None or row.next_run_at is None:
+            return None
+        found = definition.timing.of_piece(row.every, row.schedule).from_then_on(moment)
+        return found if found is not None and found < row.next_run_at else None
 
     def _wall_ahead(self) -> float:
         return self._clock.now() / SECOND - self._clock.monotonic()

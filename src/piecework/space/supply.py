@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextvars import Context
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,4 +196,5 @@ class WorkerSupply:
 
 def _show_output(line: str, space: str | None) -> None:
     """What a worker prints goes to the node's log, line by line."""
-    _log.info(line, space=space)
+    # The zygote was started for some run, and would put what was bound there on every line.
+    Context().run(_log.info, line, space=space)

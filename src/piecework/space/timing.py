@@ -96,6 +96,10 @@ class Timing:
             return None
         return later(coming, following, jitter=self.spread, spread=spread), coming
 
+    def from_then_on(self, moment: int) -> int | None:
+        """The first time of the schedule that is not before a moment; None where there is none."""
+        return None if self.schedule is None else Cron(self.schedule, self.tz).following(moment - 1)
+
     def words(self) -> str:
         """The timing for people."""
         told = []

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from piecework.clock import as_datetime
-from piecework.run.failure import USUAL, Observed, after_failure
+from piecework.clock import as_datetime, micros
+from piecework.run.failure import USUAL, Backoff, Observed, after_failure
 from piecework.run.parts import encode
 from piecework.store.records import Inbox
 
@@ -42,7 +42,7 @@ def judge_failure(
         item.reason,
         every=item.every or 0,
         failures=failures,
-        permanent=item.permanent,
+        permanent=item.permanent or piece.observed == Observed.BROKEN,  # what has stopped was tried by hand
         retry_after=item.retry_after,
         spread=item.spread,
     )
@@ -76,6 +76,12 @@ def judge_success(draft: Draft, piece: Piece, run: Run, now: int) -> tuple[Piece
         return piece, None
     _tell(draft, RECOVERED, piece, run, {"status": piece.status, "broken_at": _iso(since)}, now)
     return piece, RECOVERED
+
+
+def next_probe(item: FinishPiece, now: int) -> int:
+    """When a half-open piece is looked at again, after a probe that somebody stopped before it could tell."""
+    policy = item.failure if isinstance(item.failure, Backoff) else USUAL
+    return now + micros(policy.probe_seconds)
 
 
 def _tell(draft: Draft, type_: str, piece: Piece, run: Run, more: dict[str, Any], now: int) -> None:

@@ -644,12 +644,16 @@ class PiecesWoken(Item, frozen=True, kw_only=True):
 
 
 class MovePiece(Item, frozen=True, kw_only=True):
-    """An update that is to come at another time, if it still stands where it was seen."""
+    """An update that is to come at another time, if it still stands where it was seen.
+
+    `occurrence` is another time of its schedule that it is for; None leaves that as it is.
+    """
 
     space: str
     piece_id: str
     was: int
     due_at: int
+    occurrence: int | None = None
 
 
 class FinishPiece(Item, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import msgspec
 from piecework.run.admission import startable
 from piecework.run.lifecycle import ENDED, Status
 from piecework.run.parts import HELD
+from piecework.space.coming import MANUAL
 from piecework.store.contract import Lock, Read
 from piecework.store.records import Buffered, EventRow, Fanout, Piece, Run, RunValue, Signal, Slot, Space, Wait
 
@@ -281,7 +282,9 @@ def _of_pieces(taken: Snapshot) -> list[str]:
         told = [run_id for run_id in (piece.run_id, piece.after_run_id) if run_id is not None]
         if piece.desired == "removed" and not mine:
             wrong.append(f"{name} was removed and has no update that has still to end, but is there")
-        if (broken or (paused and not mine)) and (piece.run_id is not None or piece.next_run_at is not None):
+        tried = broken and bool(mine) and all(run.trigger_id == MANUAL for run in mine)
+        rests_yet_due = (broken and not tried) or (paused and not mine)
+        if rests_yet_due and (piece.run_id is not None or piece.next_run_at is not None):
             wrong.append(f"{name} is {'broken' if broken else 'paused'} but still due")
         if not rests and not mine:
             wrong.append(f"{name} is {piece.observed}, but no update of it is to come")

@@ -14,6 +14,7 @@ from piecework.store.verbs import pieces
 from piecework.testing.rows import piece, piece_end
 
 if TYPE_CHECKING:
+    from piecework.run.failure import FailurePolicy
     from piecework.store.items import PieceFinished
     from piecework.store.records import Run
     from piecework.testing.verbs import Verbs
@@ -145,6 +146,40 @@ class BrokenPromises:
         done = await _end(verbs, run)
         assert (done.told, (await verbs.piece()).observed) == ("piece:recovered", "idle")
         assert done.next_run_at == verbs.now + 60 * SECOND
+
+    @pytest.mark.parametrize("every", [60 * SECOND, None])
+    async def test_a_probe_that_is_aborted_is_made_again(self, verbs: Verbs, every: int | None) -> None:
+        """A half-open piece whose probe somebody stops stays so: the next is a probe too, and nothing is told anew."""
+        policy = Backoff(failures_limit=1, probe_seconds=1800)
+        done = await _end(verbs, await verbs.updating(), "failed", failure=policy, every=every)
+        run = await _next(verbs, done)
+        await verbs.abort(run.run_id)
+        done = await _end(verbs, run, "failed", failure=policy, every=every)
+        assert ((await verbs.piece()).observed, done.next_run_at) == ("half-open", verbs.now + 1800 * SECOND)
+        await _end(verbs, await _next(verbs, done), "failed", failure=policy, every=every)
+        assert len(await told(verbs)) == 1
+
+    @pytest.mark.parametrize("policy", [Backoff(failures_limit=3), ThreeStrikes()])
+    @pytest.mark.parametrize("how", ["failed", "retry_after", "aborted"])
+    async def test_what_has_stopped_and_is_tried_stays_stopped(
+        self, verbs: Verbs, how: str, policy: FailurePolicy
+    ) -> None:
+        """A broken piece that is run by hand is tried once: whatever that comes to but a success, it stays broken."""
+        await _end(verbs, await verbs.updating(), "failed", permanent=True, failure=policy)
+        for _ in range(3):
+            await verbs.run_piece()
+            assert (await verbs.piece()).observed == "broken"
+            run = await _next(verbs)
+            if how == "aborted":
+                await verbs.abort(run.run_id)
+            outcome = "retry_after" if how == "retry_after" else "failed"
+            done = await _end(verbs, run, outcome, failure=policy, retry_after=5 * SECOND)
+            row = await verbs.piece()
+            assert (row.observed, row.run_id, row.next_run_at, done.next_run_at) == ("broken", None, None, None)
+        assert len(await told(verbs)) == 1
+        await verbs.run_piece()
+        done = await _end(verbs, await _next(verbs), failure=policy)
+        assert (done.told, done.next_run_at) == ("piece:recovered", verbs.now + 60 * SECOND)
 
     async def test_an_update_of_before_is_not_held_against_a_piece(self, verbs: Verbs) -> None:
         """A piece that is registered anew while it updates has a clean slate: that update's failure is only told."""

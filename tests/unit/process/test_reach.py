@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import pwd
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,32 @@ def test_neither_home_nor_all(project):
     assert not {"/", str(Path.home()), "/home", "/tmp"} & {*reached.readable, *reached.listable}
     assert readable(reached, os.__file__)
     assert readable(reached, sys.executable)
+
+
+@pytest.mark.covers("N505")
+def test_folders_that_nobody_may_look_into(monkeypatch):
+    """Folders on `sys.path`, and in them, that the user may not look into are passed over: spaces start without."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        folder = Path(place)
+        for name in ("app/secret", "closed/below", "unlisted"):
+            (folder / name).mkdir(parents=True)
+        (folder / "app/shop.py").touch()
+        folder.chmod(0o755)
+        for name, mode in (("app/secret", 0), ("closed", 0), ("unlisted", 0o111)):
+            (folder / name).chmod(mode)
+        monkeypatch.chdir(folder / "app")
+        monkeypatch.setattr(sys, "path", [str(folder / name) for name in ("app", "closed/below", "unlisted")])
+        reach.code_paths.cache_clear()
+        user = os.geteuid()
+        os.seteuid(user or pwd.getpwnam("nobody").pw_uid)  # root looks into everything
+        try:
+            reached = reach.code_paths((str(folder / "unlisted/store.db"),))
+        finally:
+            os.seteuid(user)
+            reach.code_paths.cache_clear()
+            for name in ("app/secret", "closed", "unlisted"):
+                (folder / name).chmod(0o755)
+        assert readable(reached, folder / "app/shop.py")
 
 
 def test_a_server_database_needs_its_files(project, monkeypatch):
