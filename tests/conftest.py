@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from hypothesis.internal.conjecture import providers
 
 import postgres_server
 
@@ -25,6 +27,12 @@ pytest.register_assert_rewrite(
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's job in the background: what the tests start would ignore Ctrl-C as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if "PIECEWORK_FUZZ" not in os.environ:
+    # Into its examples Hypothesis mixes the constants of whatever modules happen to be imported by then: the same
+    # examples every time, whichever tests run before, come without.
+    providers._get_local_constants = providers.Constants
 
 
 @pytest.fixture
