@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -12,6 +13,12 @@ def under_zygotes():
     """The keepers, workers, and what those have started; without zombies."""
     zygotes = [pid for pid in linux.children(os.getpid()) if _is_zygote(pid)]
     return {pid for zygote in zygotes for pid in linux.descendants(zygote) if runs(pid)}
+
+
+async def nothing_under_zygotes():
+    """Waits until nothing is there any more: a spare that nobody took goes by itself when the last worker has gone."""
+    while under_zygotes():
+        await asyncio.sleep(0.01)
 
 
 def runs(pid):

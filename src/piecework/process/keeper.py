@@ -16,13 +16,16 @@ itself and of the worker, now and then `{"usage": …}` as its meter has it, and
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the typeshed knows only the module above it
 import contextlib
-import json
+import ctypes
 import os
 import select
 import signal
 import socket
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import msgspec
 
 from piecework.process import linux
 
@@ -41,6 +44,11 @@ ZYGOTE: Final = "zygote"  # the zygote ended
 LEASE: Final = "lease"  # the node has not renewed in time: it may stand still, and others may do its work
 LIMIT: Final = "limit"  # it used more than it may
 _SWEEP_MILLISECONDS = 10
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder().decode
+_libc: Final = ctypes.PyDLL(
+    None, use_errno=True
+)  # it keeps the interpreter's lock: a child that waited for it would hang
 
 
 def keep(
@@ -120,11 +128,11 @@ class _Keeper:
             why = self._watch()
         self._sweep()
         with contextlib.suppress(OSError):
-            self._control.send(json.dumps({"status": self._status, "why": why, "reason": self._reason}).encode())
+            self._control.send(_encode({"status": self._status, "why": why, "reason": self._reason}))
 
     def _introduce(self) -> None:
         pidfds = [os.pidfd_open(os.getpid()), os.pidfd_open(self._worker)]
-        socket.send_fds(self._control, [json.dumps({"worker": self._worker}).encode()], pidfds)
+        socket.send_fds(self._control, [_encode({"worker": self._worker})], pidfds)
         for pidfd in pidfds:
             os.close(pidfd)
 
@@ -158,7 +166,7 @@ class _Keeper:
         """Does what the node says; why this is the end, if it is."""
         if not data:
             return NODE
-        command = json.loads(data)
+        command = _decode(data)
         match command["do"]:
             case "terminate":
                 self._signal_all(signal.SIGTERM)
@@ -172,7 +180,7 @@ class _Keeper:
         news, self._reason = self._meter.look()
         if news is not None:
             with contextlib.suppress(BlockingIOError):  # a node that is slow to read hears the next one
-                self._control.send(json.dumps({"usage": news}).encode(), socket.MSG_DONTWAIT)
+                self._control.send(_encode({"usage": news}), socket.MSG_DONTWAIT)
 
     def _signal_all(self, signum: int) -> None:
         if self._namespace and os.getpid() == 1:
@@ -198,19 +206,24 @@ class _Keeper:
                 self._wakeup.recv(4096)
 
 
-def fork() -> int:
+def fork(*, bare: bool = False) -> int:
     """Forks; the child comes back with its signals fresh, and none is lost or misdirected on the way.
 
     Until a child has reset them, the handlers and the wakeup socket that it shares with its parent would take a signal
     that was meant for the child to the parent: so they are held back meanwhile.
+
+    Args:
+        bare: By the C library alone. What the interpreter, and who asked it to, do in every forked child is left out:
+            locks made anew, random numbers, `os.register_at_fork`. Only for a process without threads, and a child that
+            runs nothing but this package's; what that forks in turn has all of it done.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGNALS)
     try:
-        pid = os.fork()
+        pid = _fork_of_libc() if bare else os.fork()
         if not pid:
             _reset_signals()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     return pid
 
 
@@ -230,16 +243,27 @@ def _reset_signals() -> None:
     written = signal.set_wakeup_fd(-1)
     if written >= 0:
         os.close(written)
-    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        with contextlib.suppress(OSError, ValueError):  # the C library keeps a few for itself
-            signal.signal(signum, _FRESH.get(signum, signal.SIG_DFL))
+    for signum in _SIGNALS:
+        fresh = _FRESH.get(signum, _signal.SIG_DFL)
+        if _signal.getsignal(signum) != fresh:
+            with contextlib.suppress(OSError):  # the C library keeps a few for itself
+                _signal.signal(signum, fresh)
 
 
-_FRESH: dict[int, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
-    signal.SIGPIPE: signal.SIG_IGN,
-    signal.SIGXFSZ: signal.SIG_IGN,
-    signal.SIGINT: signal.default_int_handler,
+# Numbers, and the module below `signal`: that one makes members of enumerations of them, which a fork then has copied.
+_SIGNALS: Final = tuple(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+_FRESH: Final[dict[int, Any]] = {
+    int(signal.SIGPIPE): int(signal.SIG_IGN),
+    int(signal.SIGXFSZ): int(signal.SIG_IGN),
+    int(signal.SIGINT): signal.default_int_handler,
 }
+
+
+def _fork_of_libc() -> int:
+    pid: int = _libc.fork()
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "this process cannot be forked")
+    return pid
 
 
 def _noted(_signum: int, _frame: FrameType | None) -> None:

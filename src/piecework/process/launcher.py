@@ -53,7 +53,7 @@ def launch(keep: Callable[[], NoReturn], mode: Mode, zygote: int) -> NoReturn:
     own_mounts = _unshare(mode)
     # Told by the kernel only after the keeper has got another parent: its end would count as the parent's otherwise.
     launcher = os.pidfd_open(os.getpid())
-    if keeper.fork():
+    if keeper.fork(bare=True):
         os._exit(0)
     _wait_for(launcher)
     linux.set_death_signal(signal.SIGKILL)

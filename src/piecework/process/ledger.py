@@ -88,8 +88,7 @@ class Ledger:
         self._collecting = phase == "start"
 
     def _watch_coroutines(self) -> None:
-        # Once a line is the usual: every run of the same piece has to hear it.
-        warnings.filterwarnings("always", message="coroutine .* was never awaited", category=RuntimeWarning)
+        let_coroutines_be_told()
         show = warnings.showwarning
 
         def hear(
@@ -118,6 +117,11 @@ class Ledger:
             start(self_)
 
         threading.Thread.start = note  # type: ignore[assignment, method-assign]  # no event tells of it before 3.12
+
+
+def let_coroutines_be_told() -> None:
+    """Has each warning of a coroutine that was never awaited shown; once a line, which is the usual, is for one run."""
+    warnings.filterwarnings("always", message="coroutine .* was never awaited", category=RuntimeWarning)
 
 
 def _of_pool(thread: threading.Thread) -> bool:

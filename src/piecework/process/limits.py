@@ -7,7 +7,6 @@ and least privilege, no jail: what runs as the same user may do what this user m
 
 from __future__ import annotations
 
-import codecs
 import os
 import resource
 import sys
@@ -15,6 +14,8 @@ import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from piecework.process import linux
 
 if TYPE_CHECKING:
     from piecework.config import Settings
@@ -64,7 +65,7 @@ def prepare() -> None:
     from piecework.process import kernel, landlock, meter, reach, seccomp  # noqa: F401 - so that each worker has them
 
     _of_zygote.update({kind: _namespace(kind) for kind in ("user", "mnt")})
-    codecs.lookup("ascii")  # in which keepers and workers read /proc: looking it up makes classes
+    linux.prepare()
     if landlock.version():
         reach.code_paths()
     seccomp.program()
@@ -92,8 +93,8 @@ def separate_memory(limits: Limits) -> bool:
     Called in a keeper. What a space shares among its processes then is nobody else's, counts, and goes with it.
     """
     # Only where what is mounted shows nowhere else: a /proc of our own is there, so mounts are, and they go nowhere.
-    own = os.getpid() == 1 and Path("/proc/self").readlink().name == "1" and _is_own("mnt")
-    if not own or not Path(_SHARED_MEMORY).is_dir():
+    own = os.getpid() == 1 and linux.own_number() == 1 and _is_own("mnt")
+    if not own or not os.access(_SHARED_MEMORY, os.X_OK):
         return False
     from piecework.process import kernel
 
@@ -196,7 +197,7 @@ def _cap(kind: int, wanted: int) -> None:
 def _data_bytes() -> int:
     """What RLIMIT_DATA counts of this process as it is now."""
     try:
-        return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
+        return int(linux.read("/proc/self/statm").split()[5]) * resource.getpagesize()
     except OSError:
         return 0
 
@@ -208,6 +209,6 @@ def _is_own(kind: str) -> bool:
 
 def _namespace(kind: str) -> str:
     try:
-        return str(Path(f"/proc/self/ns/{kind}").readlink())
+        return os.readlink(f"/proc/self/ns/{kind}")  # noqa: PTH115 - as linux.read says
     except OSError:
         return ""

@@ -10,7 +10,6 @@ import functools
 import os
 import sys
 import time
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -24,6 +23,13 @@ _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 2, 4, 8, 0x4000, 0x80000
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITIES = 64
+_PART_BYTES = 65536
+
+
+def prepare() -> None:
+    """Looks up what keepers and workers call of the C library, so that what they fork from has it already."""
+    for name in ("prctl", "unshare", "mount", "capset", "timerfd_create", "timerfd_settime"):
+        getattr(_libc(), name, None)
 
 
 def can_run_workers() -> bool:
@@ -149,26 +155,48 @@ class Alarm:
 
 def pid_of(pidfd: int) -> int:
     """Tells which process a pidfd stands for, as this process numbers it; -1 when it has been reaped."""
-    text = Path(f"/proc/self/fdinfo/{pidfd}").read_text("ascii")
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = dict(
+        line.split(":", 1) for line in read(f"/proc/self/fdinfo/{pidfd}").decode().splitlines() if ":" in line
+    )
     return int(fields["Pid"])
+
+
+def own_number() -> int:
+    """This process as `/proc` numbers it: not as `os.getpid` in a namespace that has no `/proc` of its own."""
+    return int(os.readlink("/proc/self"))  # noqa: PTH115 - as of `read`
 
 
 def is_stopped(pid: int) -> bool:
     """Tells whether a process has been stopped by a signal or a debugger; False when it is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        text = read(f"/proc/{pid}/stat")
     except OSError:
         return False
-    return text.rpartition(")")[2].split()[0] in "Tt"
+    return text.rpartition(b")")[2].split()[0] in (b"T", b"t")
+
+
+def read(path: str) -> bytes:
+    """Reads a file of `/proc`, in the way that touches the fewest pages: all of them that a fork touches are copied.
+
+    Raises:
+        OSError: It is not there, or not to be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(descriptor, _PART_BYTES):
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
 
 
 def children(pid: int) -> set[int]:
     """Lists the processes that `pid` is the parent of, zombies included; empty when it is gone."""
     found: set[int] = set()
     try:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            found.update(map(int, (thread / "children").read_text("ascii").split()))
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - a Path for each would touch many pages
+            found.update(map(int, read(f"/proc/{pid}/task/{thread}/children").split()))
     except OSError:  # it ended while we looked, or there is no /proc
         return found
     return found

@@ -15,8 +15,7 @@ import signal
 import struct
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from piecework.errors import MemoryLimitError, ProcessLimitError
@@ -119,8 +118,7 @@ class Meter:
     def __init__(self, limits: Limits, board: Board) -> None:
         self._limits = limits
         self._board = board
-        # As /proc numbers us, which in a namespace without a /proc of its own is not as we do.
-        self._me = int(Path("/proc/self").readlink().name)
+        self._me = linux.own_number()
         self._born_bytes = _memory(self._me)
         self._last = Usage(0, 0, 0.0)
         self._told = self._last
@@ -176,7 +174,13 @@ class Meter:
             return None
         self._told = usage
         run_id, seconds = whose or (None, 0.0)
-        return asdict(usage) | {"run_id": run_id, "run_cpu_seconds": min(seconds, used + _UNCLEAR_SECONDS)}
+        return {
+            "memory_bytes": usage.memory_bytes,
+            "processes": usage.processes,
+            "cpu_seconds": usage.cpu_seconds,
+            "run_id": run_id,
+            "run_cpu_seconds": min(seconds, used + _UNCLEAR_SECONDS),
+        }
 
     def _excess(self, usage: Usage) -> dict[str, str] | None:
         memory, processes = self._limits.memory_bytes, self._limits.processes
@@ -213,41 +217,41 @@ def _reason(code: str, message: str) -> dict[str, str]:
 
 def _memory(pid: int) -> int:
     """What a process has resident or swapped out, but for files' pages; 0 when it is gone."""
-    return _sum_of(f"/proc/{pid}/status", ("RssAnon:", "RssShmem:", "VmSwap:")) or 0
+    return _sum_of(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:", b"VmSwap:")) or 0
 
 
 def _shared_out(pids: Iterable[int]) -> int | None:
     """The same for several, with what they share counted once; None when the kernel does not tell us."""
     total = 0
     for pid in pids:
-        used = _sum_of(f"/proc/{pid}/smaps_rollup", ("Pss_Anon:", "Pss_Shmem:", "SwapPss:"))
+        used = _sum_of(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:"))
         if used is None:
             return None
         total += used
     return total
 
 
-def _sum_of(path: str, names: tuple[str, ...]) -> int | None:
+def _sum_of(path: str, names: tuple[bytes, ...]) -> int | None:
     try:
-        lines = Path(path).read_text("ascii").splitlines()
+        text = linux.read(path)
     except (FileNotFoundError, ProcessLookupError):
         return 0
     except OSError:
         return None
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(names))
+    return 1024 * sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(names))
 
 
 def _command(pid: int) -> bytes:
     """What a process was started as: that of its parent, as long as it has started nothing else."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return linux.read(f"/proc/{pid}/cmdline")
     return b""
 
 
 def _cpu_seconds(pid: int) -> float:
     """Processor time of a process and of its children that it has seen end; 0 when it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        fields = linux.read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except OSError:
         return 0.0
     return sum(map(int, fields[11:15])) / _TICKS

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 VERSION = 1
 FRAME_LIMIT_BYTES = 17 * 1024 * 1024
 _HEADER = struct.Struct(">I")
-_BUFFER_BYTES = 64 * 1024
+_BUFFER_BYTES = 16 * 1024
 _encoder = msgspec.msgpack.Encoder()
 # What msgspec says of form and place only; its other complaints quote what came.
 _HARMLESS = re.compile(r"(?:Expected|Object missing|Input data|MessagePack data|Invalid MessagePack) [^'\"]*")

@@ -144,6 +144,7 @@ class _Zygote:
         self._mode = mode
         self._itself = os.pidfd_open(os.getpid())
         self._keepers: set[int] = set()
+        self._entries: dict[str, Callable[..., None]] = {}
         # Helpers that imports started, such as multiprocessing's resource tracker, are none of a worker's leftovers.
         self._own = linux.children(os.getpid())
         self._randoms = [item for item in gc.get_objects() if _is_random(item)]
@@ -182,14 +183,13 @@ class _Zygote:
         return True
 
     def _fork(self, request: dict[str, Any], descriptors: list[int]) -> int:
-        module, _, attribute = request["entry"].partition(":")
-        work = getattr(importlib.import_module(module), attribute)
+        work = self._entry(request["entry"])
         gc.collect()
         gc.freeze()  # collections in the children then leave the shared pages of the imports alone
         sys.stdout.flush()
         sys.stderr.flush()
         zygote = os.getpid()
-        pid = keeper.fork()
+        pid = keeper.fork(bare=True)
         if not pid:
             try:
                 if self._mode is Mode.SESSION:
@@ -203,6 +203,16 @@ class _Zygote:
                 os._exit(1)
         self._keepers.add(pid)
         return pid
+
+    def _entry(self, name: str) -> Callable[..., None]:
+        """What a worker runs; before the first fork its module's `rehearse` does what all of them would do alike."""
+        if name not in self._entries:
+            module_name, _, attribute = name.partition(":")
+            module = importlib.import_module(module_name)
+            if hasattr(module, "rehearse"):
+                module.rehearse()
+            self._entries[name] = getattr(module, attribute)
+        return self._entries[name]
 
     def _keep(
         self, work: Callable[..., None], request: dict[str, Any], descriptors: list[int], zygote: int | None

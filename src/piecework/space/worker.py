@@ -37,11 +37,11 @@ from piecework.errors import (
     trace_of,
 )
 from piecework.process import accounting, environment, limits, protocol
-from piecework.process.ledger import Ledger
+from piecework.process.ledger import Ledger, let_coroutines_be_told
 from piecework.process.loop import AccountedLoop, in_thread
 from piecework.process.printed import Printed
 from piecework.process.protocol import Channel
-from piecework.run.outcome import Failed, Outcome
+from piecework.run.outcome import Failed, Outcome, RetryAfter, Skipped, Success
 from piecework.run.raised import failed_by
 from piecework.space.piece import PieceContext, PieceDefinition, PieceLogger, as_outcome, end_detached, pack_outcome
 from piecework.store import values
@@ -96,6 +96,13 @@ def main(sock: socket.socket, app: WorkerApp | Callable[[], WorkerApp]) -> None:
     signal.signal(signal.SIGTERM, _Terminated())
     with asyncio.Runner(loop_factory=AccountedLoop) as runner:
         runner.run(Worker(sock, app).serve())
+
+
+def rehearse() -> None:
+    """Does once, in a zygote, what each worker would do alike: what is looked up and kept then is theirs together."""
+    let_coroutines_be_told()
+    for outcome in (Success(), Skipped(), RetryAfter(1), Failed("")):
+        pack_outcome(outcome)
 
 
 class _Termination(SystemExit):
