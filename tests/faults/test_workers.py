@@ -586,6 +586,25 @@ async def test_stopped_keeper(node):
     assert controller.keeper_state == "dead"
 
 
+@pytest.mark.covers("N550")
+async def test_a_worker_holds_nothing_of_its_keeper(node):
+    """What a worker has open is its own: none of the connections by which its keeper is led, whatever Python it is."""
+    controller = await node.controller("acme")
+    held = {pid: set(sockets_of(pid)) for pid in (controller.pid, controller.keeper_pid)}
+    assert all(held.values())
+    assert held[controller.pid] & held[controller.keeper_pid] == set()
+    await controller.stop()
+
+
+def sockets_of(pid):
+    """The sockets that a process has open, as the kernel names them."""
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            name = str(descriptor.readlink())
+            if name.startswith("socket:"):
+                yield name
+
+
 async def spare(zygote):
     """Waits until a zygote has a spare worker, and answers its keeper."""
     async with asyncio.timeout(25):

@@ -234,15 +234,20 @@ def listen_to(*signals: signal.Signals) -> socket.socket:
     outer.setblocking(False)
     for signum in signals:
         signal.signal(signum, _noted)
-    signal.set_wakeup_fd(inner.detach(), warn_on_full_buffer=False)
+    signal.set_wakeup_fd(inner.fileno(), warn_on_full_buffer=False)
+    _written.append(inner)
     return outer
+
+
+_written: Final[list[socket.socket]] = []
+"""Where this process's signals are noted. Python forgets that in a child as soon as it knows asyncio, from 3.12 on."""
 
 
 def _reset_signals() -> None:
     # To what a fresh interpreter has: handlers that an import installed are not inherited.
-    written = signal.set_wakeup_fd(-1)
-    if written >= 0:
-        os.close(written)
+    _signal.set_wakeup_fd(-1)
+    while _written:
+        _written.pop().close()
     for signum in _SIGNALS:
         fresh = _FRESH.get(signum, _signal.SIG_DFL)
         if _signal.getsignal(signum) != fresh:
