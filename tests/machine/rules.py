@@ -232,7 +232,9 @@ class _RuntimeMachine(RuleBasedStateMachine):
         event = Event(f"go.{flow}", {"k": key, "gated": True}, id=run_id)
 
         async def invoke(app: App) -> Any:
-            return await app.runtime.invoke(flow, "own", event, run_id=run_id, wait=False)
+            result = await app.runtime.invoke(flow, "own", event, run_id=run_id, wait=False)
+            assert result.ok or result.error  # looked at, also where nobody hears of it because the node has died
+            return result
 
         self.act(Call(f"invoke {flow}", invoke, lambda result: truth.invoked(run_id, result)), hurry=hurry)
 
