@@ -23,6 +23,8 @@ import os
 import select
 import signal
 import socket
+import sys
+import traceback
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
@@ -224,6 +226,20 @@ def fork(*, bare: bool = False) -> int:
             _reset_signals()
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    return pid
+
+
+def spawn(work: Callable[[], NoReturn]) -> int:
+    """Forks bare; the child calls `work`, and ends in any case: what fails there is told on standard error."""
+    pid = fork(bare=True)
+    if not pid:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001 - there is nobody above
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
     return pid
 
 

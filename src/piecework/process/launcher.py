@@ -1,11 +1,12 @@
-"""The launcher: a process that lives for a moment, to put a keeper into a PID namespace of its own.
+"""What puts a keeper into a PID namespace of its own.
 
-Who unshares does not enter the new namespace, its next child does, as the first process there. So the zygote forks a
-launcher, the launcher unshares and forks the keeper, and ends. When the first process of a namespace ends, for
+Who unshares does not enter the new namespace, its next child does, as the first process there. When that one ends, for
 whatever reason, the kernel ends all the others, and tells of its end only when they are gone.
 
-Root does that outright; an ordinary user with a user namespace around it, where the machine allows those. Run as a
-module it prints which of them is possible here.
+Root does it outright: the zygote unshares, forks the keeper, and shares again. An ordinary user needs a user namespace
+around it, where the machine allows those, and one for each space, whose processes are counted there: nobody leaves one
+again, so the zygote forks a launcher, which unshares, forks the keeper, and ends. Run as a module it prints which of
+them is possible here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import select
 import signal
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -39,8 +41,10 @@ def probe() -> Mode:
     return Mode.SESSION
 
 
-def launch(keep: Callable[[], NoReturn], mode: Mode, zygote: int) -> NoReturn:
-    """Has `keep` called in the first process of a new namespace, and ends. Called in a process forked for it.
+def start(keep: Callable[[], NoReturn], mode: Mode, zygote: int) -> int:
+    """Has `keep` called in the first process of a new namespace; answers the child that the zygote is to bury.
+
+    Called in the zygote; where it ends in a child, that child ends.
 
     Args:
         keep: What the keeper does.
@@ -50,55 +54,66 @@ def launch(keep: Callable[[], NoReturn], mode: Mode, zygote: int) -> NoReturn:
     Raises:
         OSError: The kernel gives no namespace: there are too many, or it was forbidden meanwhile.
     """
-    own_mounts = _unshare(mode)
+    if mode is Mode.USER_NAMESPACE:
+        return keeper.spawn(partial(_launch, keep, zygote))
+    linux.unshare()
+    try:
+        return keeper.spawn(partial(_become_keeper, keep, zygote))
+    finally:
+        linux.share_again()
+
+
+def _launch(keep: Callable[[], NoReturn], zygote: int) -> NoReturn:
+    _enter_user_namespace()
     # Told by the kernel only after the keeper has got another parent: its end would count as the parent's otherwise.
     launcher = os.pidfd_open(os.getpid())
     if keeper.fork(bare=True):
         os._exit(0)
     _wait_for(launcher)
+    os.close(launcher)
+    _become_keeper(keep, zygote)
+
+
+def _become_keeper(keep: Callable[[], NoReturn], zygote: int) -> NoReturn:
     linux.set_death_signal(signal.SIGKILL)
     if _has_ended(zygote):
         os._exit(1)
-    os.close(launcher)
     os.close(zygote)
-    if own_mounts:
+    if linux.unshare_mounts():
         linux.mount_proc()
     keep()
 
 
-def _unshare(mode: Mode) -> bool:
+def _enter_user_namespace() -> None:
     user, group = os.geteuid(), os.getegid()
-    if mode is Mode.USER_NAMESPACE:
-        linux.forbid_inspection(forbidden=False)  # else what is in /proc/self is not ours to write
-    own_mounts = linux.unshare(user=mode is Mode.USER_NAMESPACE)
-    if mode is Mode.USER_NAMESPACE:
-        Path("/proc/self/setgroups").write_text("deny", "ascii")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", "ascii")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", "ascii")
+    linux.forbid_inspection(forbidden=False)  # else what is in /proc/self is not ours to write
+    linux.unshare(user=True)
+    Path("/proc/self/setgroups").write_text("deny", "ascii")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1", "ascii")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1", "ascii")
     linux.forbid_inspection()
-    return own_mounts
 
 
 def _try(mode: Mode) -> bool:
-    """Makes a namespace and lets its first process say a word."""
-    reading, writing = os.pipe()
+    """Makes a namespace in a child of its own, and has a first process there."""
     pid = keeper.fork()
     if not pid:
+        status = 1
         try:
-            _unshare(mode)
-            if inner := keeper.fork():
-                os.waitpid(inner, 0)
-            elif os.getpid() == 1:
-                os.write(writing, b"1")
+            if mode is Mode.USER_NAMESPACE:
+                _enter_user_namespace()
+            else:
+                linux.unshare()
+            if not (inner := keeper.fork()):
+                os._exit(int(os.getpid() != 1))
+            if mode is Mode.NAMESPACE:
+                linux.share_again()
+            status = os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1])
         except OSError:
             pass  # this is the answer
         finally:
-            os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:  # noqa: PTH123 - a descriptor has no path
-        answer = pipe.read()
-    os.waitpid(pid, 0)
-    return answer == b"1"
+            os._exit(status)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _wait_for(pidfd: int) -> None:

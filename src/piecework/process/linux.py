@@ -28,7 +28,7 @@ _PART_BYTES = 65536
 
 def prepare() -> None:
     """Looks up what keepers and workers call of the C library, so that what they fork from has it already."""
-    for name in ("prctl", "unshare", "mount", "capset", "timerfd_create", "timerfd_settime"):
+    for name in ("prctl", "unshare", "setns", "mount", "capset", "timerfd_create", "timerfd_settime"):
         getattr(_libc(), name, None)
 
 
@@ -87,20 +87,35 @@ def namespaces() -> str:
     return done.stdout.strip() or "session"
 
 
-def unshare(*, user: bool) -> bool:
-    """Gives this process's next child a PID namespace of its own, and both a mount namespace where that is allowed.
+def unshare(*, user: bool = False) -> None:
+    """Gives this process's next child a PID namespace of its own.
 
     Args:
-        user: Puts this process into a user namespace first, which is what an ordinary user needs for the others.
-
-    Returns:
-        Whether what is mounted from here on is their own matter.
+        user: Puts this process into a user namespace first, which is what an ordinary user needs for the other.
 
     Raises:
         OSError: The kernel refuses.
     """
     if _libc().unshare(_CLONE_NEWPID | (_CLONE_NEWUSER if user else 0)) != 0:
         raise OSError(ctypes.get_errno(), "this process gets no namespace")
+
+
+def share_again() -> None:
+    """Gives children from the next on this process's own PID namespace again.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc().setns(own, _CLONE_NEWPID) != 0:
+            raise OSError(ctypes.get_errno(), "this process does not get its namespace back")
+    finally:
+        os.close(own)
+
+
+def unshare_mounts() -> bool:
+    """Makes what is mounted from here on this process's own matter; False where that is not allowed."""
     return bool(_libc().unshare(_CLONE_NEWNS) == 0)
 
 

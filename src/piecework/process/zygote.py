@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from piecework import process
@@ -188,19 +189,10 @@ class _Zygote:
         gc.freeze()  # collections in the children then leave the shared pages of the imports alone
         sys.stdout.flush()
         sys.stderr.flush()
-        zygote = os.getpid()
-        pid = keeper.fork(bare=True)
-        if not pid:
-            try:
-                if self._mode is Mode.SESSION:
-                    self._keep(work, request, descriptors, zygote)
-                else:
-                    launcher.launch(lambda: self._keep(work, request, descriptors, None), self._mode, self._itself)
-            except BaseException:  # noqa: BLE001 - there is nobody above: told on standard error, then the process ends
-                traceback.print_exc()
-                sys.stderr.flush()
-            finally:
-                os._exit(1)
+        if self._mode is Mode.SESSION:
+            pid = keeper.spawn(partial(self._keep, work, request, descriptors, os.getpid()))
+        else:
+            pid = launcher.start(partial(self._keep, work, request, descriptors, None), self._mode, self._itself)
         self._keepers.add(pid)
         return pid
 
