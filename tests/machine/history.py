@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SETTINGS = Settings(lease_seconds=30, heartbeat_seconds=10, abort_grace_seconds=2, close_timeout_seconds=2)
 _TROUBLE = frozenset({"node.trouble", "run.lost", "observer.failed", "predicate.failed", "workspace.close_failed"})
 _PATIENCE = 50
+FOUND_SECONDS = SETTINGS.lease_seconds / 3
+"""After so long a node has found what others have committed, told of it or not."""
 
 
 @dataclass(eq=False)
@@ -376,4 +378,5 @@ class History:
             assert result.ok or result.error  # looked at, also where nobody hears of it because the node has died
             return result
 
-        self.call(Call(f"resume {run_id}", resume, lambda result: self.truth.resumed(run_id, mark, result)))
+        call = Call(f"resume {run_id}", resume, lambda result: self.truth.resumed(run_id, mark, result, calm=call.calm))
+        self.call(call)
