@@ -88,12 +88,16 @@ class Truth:
                 assert (result.workflow_id, result.trigger_id, result.run_id) in now, f"{result} is not in {receipt}"
 
     def resumed(self, run_id: str, mark: str, result: Any, *, calm: bool) -> None:
-        """A resume was answered: done, or refused because the run was not paused, or its workflow was only coming."""
+        """A resume was answered: done, or refused because the run was not paused, or its workflow is only coming.
+
+        It is also coming to a node that has died while it opened, as long as that one's word holds.
+        """
         _raised(result)
         if result.ok:
             self._marks.append((run_id, mark))
         else:
-            coming = set() if calm else {"EXPIRED_DEFINITION"}
+            sure = calm and self._history.there[self.runs[run_id].workflow_id]
+            coming = set() if sure else {"EXPIRED_DEFINITION"}
             assert result.error.code in {"INVALID_STATE", "NOT_FOUND", *coming}, result.error
 
     def signalled(self, run_id: str, mark: str, result: Any, *, calm: bool) -> None:
