@@ -290,6 +290,11 @@ class WorkerSide:
             raise NotFoundError.among("integration", integration, self._definitions)
         return self._definitions[integration]
 
+    def being_made(self, integration: str) -> list[str]:
+        """The services of the app, and of an integration, that are being made and that somebody waits for."""
+        homes = [self._app.container, *([known] if (known := self._containers.get(integration)) is not None else [])]
+        return [build.name for home in homes if home.has_graph for build in home.graph.builds if build.waiters]
+
     def workspace(
         self, *, space: str, key: str, integration: str | None = None, params: dict[str, Any] | None = None
     ) -> AbstractAsyncContextManager[Workspace]:

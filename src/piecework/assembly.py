@@ -177,6 +177,7 @@ def assemble(declared: Declared, store: Store, settings: Settings, transport: Tr
         strict_timeline=settings.strict_timeline,
     )
     node.tell_spaces = partial(tell, spaces)
+    spaces.on_new_code = node.wake
     bot = jobs.schedules = Bot(declared.jobs, store, node, clock)
     executor.attach(node)
     pieces.attach(node)

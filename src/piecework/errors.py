@@ -68,9 +68,14 @@ class NotFoundError(PieceworkError, LookupError):
             known: The names there are.
             hint: What else to do about it; a sentence.
             data: What else the error is about; `kind`, and `name`, which is `key` too, are there anyhow.
+
+        Raises:
+            ValidationError: What was asked for is no text, and so no name at all.
         """
         import difflib
 
+        if not isinstance(name, str):
+            raise ValidationError(f"no {kind} {name!r:.80}: give its name as a text, not a {type(name).__name__}")
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3)
         if near:

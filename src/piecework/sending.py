@@ -163,7 +163,7 @@ class Sending(Opened):
         self, name: str, args: dict[str, Any], *, delay_seconds: float | None, dedup: str | None
     ) -> dict[str, Any]:
         """What a job is given, as it is stored; refuses what is known here not to be acceptable."""
-        if name in self._jobs:
+        if check_identifier(name, "job") in self._jobs:
             args = self._jobs[name].arguments.stored(args, self.has_service)
         if delay_seconds:
             check_duration("delay_seconds", delay_seconds)

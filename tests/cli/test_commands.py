@@ -225,6 +225,7 @@ def test_an_unknown_run(fail, command):
         (("pieces", "show", "nosuchspace", "hn"), "there is no piece in space 'nosuchspace' at all"),
         (("pieces", "add", "acme", "x", "--integration", "feeed"), "did you mean 'feed'?"),
         (("pieces", "add", "acme", "x", "--integration", "feed", "--every-seconds", "-1"), "positive number"),
+        (("pieces", "add", "acme", "x", "--integration", "feed", "--every-seconds", "1e-9"), "0.01 at least"),
         (("runs", "list", "--status", "lost"), "no status 'lost'"),
         (("runs", "list", "--cursor", "nosuchrun"), "nosuchrun"),
         (("events", "publish", "x", "--payload", '{"__state": 1}'), "reserved"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import multiprocessing
 import os
@@ -171,3 +172,21 @@ def tells_progress(piece):
 @piece("ignores")
 async def ignores(piece):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@piece("strict-stubborn", accounting="strict")
+async def strict_stubborn(piece):
+    """Leaves a task behind that will not end."""
+
+    async def stubborn_task():
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    asyncio.get_running_loop().create_task(stubborn_task())
+
+
+@piece("leaves-a-program")
+async def leaves_a_program(piece):
+    """Returns at once, and leaves a program behind that does not end by itself."""
+    subprocess.Popen(["sleep", "3600"])

@@ -25,6 +25,7 @@ from piecework.space.piece import PieceDefinition
 
 PIECES = {}
 GENERATOR = random.Random()
+MAKING = []
 
 
 def say(text):
@@ -58,6 +59,9 @@ class StubHost:
         if integration not in PIECES:
             raise NotFoundError.among("piece kind", integration, PIECES)
         return PIECES[integration]
+
+    def being_made(self, integration):
+        return MAKING
 
     @contextlib.asynccontextmanager
     async def workspace(self, *, space, key, integration=None, params=None):
@@ -94,6 +98,13 @@ async def told(piece, word):
 async def plain(piece):
     piece.state["count"] = piece.state.get("count", 0) + 1
     return Success({"config": piece.config, "attempt": piece.attempt})
+
+
+@piece("makes")
+async def makes(piece):
+    """Waits for a service that others would wait for as well."""
+    MAKING.append("session")
+    await asyncio.Event().wait()
 
 
 @piece("sync")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 
 import pytest
 from test_workers import Node, a_run, runs
@@ -11,7 +12,7 @@ from test_workers import Node, a_run, runs
 from piecework.config import Settings
 from piecework.process import linux
 from piecework.process.protocol import Init, Late, Log, Progress
-from piecework.space.controller import Controller
+from piecework.space.controller import Controller, UnknownIntegration
 
 pytestmark = pytest.mark.skipif(not linux.can_run_workers(), reason="workers need pidfds")
 GRACE = 0.5
@@ -101,6 +102,22 @@ async def test_cancelled_process(worker):
     assert (worker.alive, (await outcome(worker, "short-programs", "r2"))["data"]) == (True, [0, 0, 0])
 
 
+@pytest.mark.covers("N529")
+@pytest.mark.parametrize(
+    ("integration", "told"),
+    [
+        ("leaves-a-program", r"was not over: the process \d+ \(sleep 3600\), started at .*accounts_app.py:\d+"),
+        ("deaf-program", r"was not over: the process \d+ \(.*\), started at .* in deaf_program"),
+        ("strict-stubborn", r"was not over: the task strict_stubborn.* started at .* in strict_stubborn"),
+    ],
+)
+async def test_what_runs_into_the_timeout_is_named(worker, integration, told):
+    """A TIMEOUT names what the update had started and was not over: command, pid and line; also under strict."""
+    verdict = (await worker.run(a_run(integration), 0.5)).outcome
+    assert verdict["code"] == "TIMEOUT"
+    assert re.search(told, verdict["error"], re.DOTALL), verdict["error"]
+
+
 @pytest.mark.covers("N453")
 async def test_abandoned_generator(worker):
     """An async generator that an update abandons is closed before the update is over, and fails it where it fails."""
@@ -166,10 +183,10 @@ async def test_dispatch(worker):
 
 @pytest.mark.covers("P44")
 async def test_unknown_integration(worker):
-    """A run of an integration that its worker does not know fails with NOT_FOUND and names piece and space."""
-    verdict = await outcome(worker, "strai")
-    assert (verdict["code"], verdict["error"].startswith("piece 'p1' of space 'acme': ")) == ("NOT_FOUND", True)
-    assert "'stray'" in verdict["error"]
+    """A run of an integration that its worker does not know is given back; piece, space and near names are told."""
+    with pytest.raises(UnknownIntegration, match=r"'p1' of space 'acme' .* did you mean 'stray'"):
+        await outcome(worker, "strai")
+    assert (await outcome(worker, "short-programs", "r2"))["name"] == "success"
 
 
 @pytest.mark.covers("N459")

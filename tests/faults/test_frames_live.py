@@ -194,12 +194,13 @@ async def test_duplicates_and_strangers(node):
     for message in (once, once, stale, *strangers, a_run("unknown", "r2")):
         peer.channel.send(message)
     said = []
-    while sum(isinstance(message, Result) for message in said) < 2:
+    while sum(isinstance(message, Result | protocol.Unknown) for message in said) < 2:
         said.append(message := await peer.heard.get())
         if isinstance(message, protocol.Ask):
             peer.channel.send(Reply(id=message.id, value=None))
-    results = {message.run_id: message.outcome for message in said if isinstance(message, Result)}
-    assert (results["r1"]["name"], results["r2"]["code"]) == ("success", "NOT_FOUND")
+    (result,) = [message for message in said if isinstance(message, Result)]
+    (unknown,) = [message for message in said if isinstance(message, protocol.Unknown)]
+    assert (result.run_id, result.outcome["name"], unknown.run_id) == ("r1", "success", "r2")
     assert len([message for message in said if isinstance(message, protocol.Ask)]) == 1
     assert await peer.says(Stop()) == ([], 0)
 
@@ -224,6 +225,8 @@ async def test_results_of_strangers(node):
         {"type": "result", "run_id": run_id, "epoch": epoch, "outcome": {"name": "skipped", "reason": ""}}
         for run_id, epoch in (("unknown", 1), ("ours", 7))
     ]
+    results += [{"type": "unknown", "run_id": "ours", "epoch": 7, "message": ""}]
+    results += [{"type": "left", "run_id": run_id, "epoch": 7, "making": "x"} for run_id in ("unknown", "ours")]
     stream = b"".join(frames.framed(msgspec.msgpack.encode(one)) for one in results)
     worker = await node.controller()
     with pytest.raises(WorkerDied, match=r"^the worker of space 'acme' ended \(") as died:

@@ -24,7 +24,7 @@ from piecework.process import linux
 from piecework.process.address import Address
 from piecework.process.lease import Lease
 from piecework.process.protocol import Init, Run
-from piecework.space.controller import WorkerDied
+from piecework.space.controller import UnknownIntegration, WorkerDied
 from piecework.space.manager import Spaces
 from piecework.space.supply import WorkerSupply
 from piecework.telemetry import signals
@@ -419,6 +419,22 @@ async def test_new_code_takes_over(make_tenants, code, heard):
     assert (old_zygote.alive, tenants.of().restarts) == (False, 0)
 
 
+@pytest.mark.covers("N531")
+async def test_what_one_space_lacks_stops_no_other(tenants):
+    """What the worker of one space says that it lacks is asked of it no more for a while, and stops no other space."""
+    assert isinstance(await tenants.run("plian"), UnknownIntegration)
+    pid = tenants.of().controller.pid
+    again = await tenants.run("plian", "r2")
+    assert (type(again), 1 <= again.again_seconds <= 10) == (StoppedError, True)
+    assert (await tenants.run("plain", "r3")).outcome["name"] == "success"
+    assert (tenants.of().controller.pid, tenants.spaces.lacks("plian")) == (pid, False)
+    assert isinstance(await tenants.run("plian", "r4", "beta"), UnknownIntegration)
+    assert tenants.spaces.lacks("plian")
+    await tenants.clock.advance(60)
+    assert not tenants.spaces.lacks("plian")
+    assert isinstance(await tenants.run("plian", "r5"), UnknownIntegration)
+
+
 @pytest.mark.covers("N466")
 async def test_code_that_cannot_be_imported_changes_nothing(make_tenants, code, heard):
     """New code that cannot be imported is told, and the old one goes on."""
@@ -442,6 +458,26 @@ async def test_changed_files_are_noticed(make_tenants, code, heard, monkeypatch)
     assert (await tenants.run("version")).outcome["data"] == 222
     code("1 +")
     assert "SyntaxError" in (await heard(signals.NODE_TROUBLE))["error"]
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.mark.covers("N526")
+async def test_changes_of_files_that_only_the_new_code_has_are_noticed(make_tenants, code, heard, tmp_path):
+    """A file that the code as it was did not import is noticed too, also when a mistake in it kept it from use."""
+    tenants = await make_tenants("versioned:app")
+    watching = asyncio.ensure_future(tenants.spaces.reload_on_change(every_seconds=0.01))
+    await asyncio.sleep(0)
+    helper = tmp_path / "versioned_helper.py"
+    helper.write_text("1 +")
+    code("from versioned_helper import NUMBER\n" + VERSION.format("NUMBER"))
+    assert "SyntaxError" in (await heard(signals.NODE_TROUBLE))["error"]
+    helper.write_text("NUMBER = 7")
+    await heard(signals.ZYGOTE_REPLACED)
+    assert (await tenants.run("version")).outcome["data"] == 7
+    helper.write_text("NUMBER = 7_000")  # longer: within a second Python compares lengths
+    await heard(signals.ZYGOTE_REPLACED)
+    assert (await tenants.run("version", "r2")).outcome["data"] == 7_000
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
 

@@ -145,12 +145,6 @@ async def test_exception(node):
     assert result.state is None
 
 
-async def test_unknown_integration(node):
-    """A run of an integration that nobody defined fails with the near names."""
-    verdict = await outcome(node, "plian")
-    assert (verdict["code"], "'plain'" in verdict["error"]) == ("NOT_FOUND", True)
-
-
 async def test_leftover_task(node):
     """An update that starts a task and returns is not done until the task is."""
     assert (await outcome(node, "spawns"))["name"] == "success"
@@ -215,13 +209,27 @@ async def test_cancel_at_the_deadline(node):
     assert (await controller.run(a_run("plain", "r2"), 60)).outcome["name"] == "success"
 
 
+@pytest.mark.covers("N530")
+async def test_a_worker_that_makes_a_service_for_too_long_takes_no_more(node):
+    """A worker whose shared service is still being made at a deadline lets its neighbours finish, and then ends."""
+    controller = await node.controller()
+    neighbour = asyncio.ensure_future(controller.run(a_run("meets", "neighbour"), 60))
+    verdict = (await controller.run(a_run("makes"), 0.1)).outcome
+    assert (verdict["code"], "still being made: session" in verdict["error"]) == ("TIMEOUT", True)
+    assert controller.state is State.DRAINING
+    await node.meeting.wait()
+    assert (await neighbour).outcome["name"] == "success"
+    assert await controller.dead() == 0
+
+
 async def test_kill_at_the_deadline(node):
     """An update that ignores its cancellation is killed, with the processes that it started in other sessions."""
     controller = await node.controller()
     running = asyncio.ensure_future(controller.run(a_run("stubborn"), 0.5))
     await node.told.get()
     [child] = linux.children(controller.pid)
-    assert (await running).outcome["code"] == "TIMEOUT"
+    verdict = (await running).outcome
+    assert (verdict["code"], f"Ended with the worker: {child} (" in verdict["error"]) == ("TIMEOUT", True)
     assert controller.state is State.DEAD
     assert not runs(child)
 

@@ -62,7 +62,7 @@ from piecework.importing import load_app
 from piecework.process import linux, protocol
 from piecework.process.launch import Zygote
 from piecework.process.protocol import Channel, Init, Run
-from piecework.space.controller import Controller, WorkerDied
+from piecework.space.controller import Controller, UnknownIntegration, WorkerDied
 from piecework.testing.verbs import Verbs, slot
 
 from .apps import calls
@@ -470,10 +470,10 @@ async def nobody(op, args, run_id):
     raise AssertionError(op)
 
 
-@of(WorkerDied, RemoteError)
+@of(WorkerDied, RemoteError, UnknownIntegration)
 @WORKERS
 async def test_worker_died():
-    """A worker that cannot start, and one that dies: of which space, how it ended, and what it raised."""
+    """A worker that cannot start, that lacks a definition, that dies: of which space, how, and what it raised."""
     zygote = a_zygote()
     await zygote.start()
     try:
@@ -484,6 +484,8 @@ async def test_worker_died():
         check(died.value.__cause__, RemoteError, "the database is not there", type="RuntimeError")
         sound = Controller(zygote, "acme", Init(space="acme"), Settings(space_grace_seconds=0.2), nobody, print)
         await sound.start()
+        with told(UnknownIntegration, "did you mean 'plain'", space="acme", piece_id="p1", integration="plian"):
+            await sound.run(a_run("plian"), 60)
         with told(WorkerDied, "SIGSEGV", space="acme"):
             await sound.run(a_run("segfaults"), 60)
         await sound.stop()

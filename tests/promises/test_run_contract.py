@@ -64,6 +64,19 @@ async def test_what_updates_share(app):
 
 
 @pytest.mark.engines("sqlite")
+@pytest.mark.covers("N530")
+async def test_a_shared_service_that_hangs_once_hangs_no_later_update(app):
+    """Where an update's time is over while a shared service is being made, the next one begins in another worker."""
+    update = await add(app, "logs-in")
+    assert (update.outcome, update.error["code"]) == ("failed", "TIMEOUT")
+    assert "A service was still being made: session" in update.error["message"]
+    update = await app.pieces.run_now("acme", "p", wait=True)
+    assert (update.outcome, update.result) == ("success", "logged in")
+    space = await app.pieces.space("acme")
+    assert (space.restarts, space.broken_reason) == (0, None)
+
+
+@pytest.mark.engines("sqlite")
 @pytest.mark.covers("P40", "N456")
 async def test_an_update_that_goes_on_is_seen(app, line, caplog):
     """Progress is seen while the update runs; each line, printed ones too, has space, piece and run in the log."""

@@ -34,6 +34,7 @@ class Artifact:
         version: How often it has been made.
         error: Why its last build failed, or None.
         build: The build under way that all askers share, or None.
+        gone: That its recipe was taken out: who waits for it is the last to get it.
     """
 
     # Thousands come and go with their runs: what most of them never change is kept with the class.
@@ -44,6 +45,7 @@ class Artifact:
     version: int = 0
     error: Exception | None = None
     build: Build | None = None
+    gone: bool = False
 
     def __init__(self, recipe: Recipe, home: Container, param: str | None = None, params: Any = None) -> None:
         self.recipe = recipe
@@ -78,13 +80,19 @@ class Artifact:
 
     @property
     def watchers(self) -> list[Callable[[Change], Any]]:
-        """Who is told of its changes."""
-        return self.home.graph.watchers.get((self.recipe.name, self.param)) or []
+        """Who is told of its changes; they watch what the name means now."""
+        watchers = self.home.graph.watchers.get((self.recipe.name, self.param))
+        if not watchers or self.gone:
+            return []
+        if self.recipe.scope is Scope.TRANSIENT and not self.home.closed:
+            plan = self.home.plans.look(self.recipe.name)
+            return watchers if plan is not None and plan.recipe is self.recipe else []
+        return watchers
 
     @property
     def wanted(self) -> bool:
         """Whether somebody counts on its being there: it is watched, or was declared with `lazy=False`."""
-        return bool(self.watchers) or not self.recipe.lazy
+        return not self.gone and (bool(self.watchers) or not self.recipe.lazy)
 
     @property
     def reacts(self) -> bool:
@@ -135,6 +143,12 @@ class Made:
         """Whether whoever asked has it alone."""
         return self.artifact.recipe.scope is Scope.TRANSIENT
 
+    @property
+    def is_given(self) -> bool:
+        """Whether it is what those who ask are given now."""
+        artifact = self.artifact
+        return artifact.fresh and artifact.made is self and not (artifact.gone or artifact.home.closed)
+
     def settled(self) -> bool:
         """Tells whether all that it read and used is still so."""
         if self.spoiled:
@@ -143,10 +157,7 @@ class Made:
             state = self.artifact.home.state
             if state is None or any(reading.changed(state.data) for reading in self.readings):
                 return False
-        return not self.uses or all(
-            used.settled() if used.is_transient else used.artifact.fresh and used.artifact.made is used
-            for used in self.uses
-        )
+        return not self.uses or all(used.settled() if used.is_transient else used.is_given for used in self.uses)
 
     def stands_on(self, others: set[Made]) -> bool:
         """Tells whether it was made from one of `others`, at any remove."""

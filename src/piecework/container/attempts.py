@@ -7,7 +7,7 @@ import contextvars
 from typing import TYPE_CHECKING, Any, Final
 
 from piecework.container import watching
-from piecework.container.artifact import Build, Made
+from piecework.container.artifact import Made
 from piecework.container.closing import close_made, note_failures
 from piecework.container.context import FactoryContext
 from piecework.container.eager import start
@@ -17,8 +17,7 @@ from piecework.container.plan import MISSING
 from piecework.errors import DisposedError, TimeoutExceededError, UnstableError
 
 if TYPE_CHECKING:
-    from piecework.container.artifact import Artifact
-    from piecework.container.container import Container
+    from piecework.container.artifact import Build
 
 DISCARDS_LIMIT: Final = 5
 """How many results in a row are discarded because what they were made from changed meanwhile."""
@@ -107,7 +106,10 @@ class Attempts:
             fail(build, error)
         finally:
             end(build)
-        build.artifact.home.sweep()
+        home = build.artifact.home
+        if not home.closed:
+            home.graph.served(build.artifact)
+        home.sweep()
 
     async def _attempts(self, opened: Any) -> None:
         build = self._build
@@ -194,9 +196,9 @@ async def _construct(build: Build, opened: Any) -> Any:
         return await open_later(build.made, opened)
     home, recipe, artifact = build.artifact.home, build.recipe, build.artifact
     if recipe.exclusive:
-        if artifact.made is not None:
-            await _close_before(home, artifact)
-        await home.graph.let_go_ended()
+        if predecessors := home.graph.predecessors(artifact):
+            home.graph.told(await home.graph.let_go(predecessors, build), artifact.name)
+        await home.graph.let_go_ended(artifact)
     wiring = home.plans.wiring(recipe)
     values: dict[str, Any] = {}
     if wiring.context is not None:
@@ -205,7 +207,3 @@ async def _construct(build: Build, opened: Any) -> Any:
         values[parameter.name] = await home.require_for(key, build.made)
     done, made = open_now(build.made, call(recipe, values))
     return made if done else await open_later(build.made, made)
-
-
-async def _close_before(home: Container, artifact: Artifact) -> None:
-    home.graph.told(await home.graph.let_go([artifact], artifact.build), artifact.name)

@@ -52,11 +52,11 @@ async def obtain(artifact: Artifact, asker: Made | None = None, *, apart: bool =
         if not build.ended:
             await _wait(build, asker)
         made = outcome(build)
-        if made.is_transient or (artifact.made is made and not made.closed):
+        if artifact.made is made and not made.closed:
             return made
         # It was taken away between its completion and this waiter's turn.
         artifact.home.check_open()
-        if artifact.fresh and artifact.made is not None:
+        if artifact.fresh and artifact.made is not None and not artifact.made.closed:
             return artifact.made
 
 
@@ -140,7 +140,7 @@ def _at_once(build: Build, context: contextvars.Context | None, given: Any, *, i
     if given is not MISSING:
         return False, given
     graph = build.artifact.home.graph
-    if recipe.is_async or (recipe.exclusive and (build.artifact.made is not None or graph.is_letting_go)):
+    if recipe.is_async or (recipe.exclusive and (graph.is_letting_go or graph.predecessors(build.artifact))):
         return False, MISSING
     values = _values_at_once(build, in_loop=in_loop)
     if values is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import warnings
+from contextvars import ContextVar
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
@@ -47,18 +48,16 @@ def of_opened(opened: Opened) -> Iterator[tuple[str, Any]]:
         yield recipe.name, generator
 
 
-def of_instances(stack: dict[Made, None]) -> Iterator[tuple[str, Any]]:
-    """Takes the closers of instances away, the last first, each with its service's name."""
-    while stack:
-        made, _ = stack.popitem()
-        made.closed = True
-        while made.closers:
-            yield made.artifact.name, made.closers.pop()
+def of_instance(made: Made) -> Iterator[tuple[str, Any]]:
+    """Takes the closers of an instance away, the last first, each with its service's name."""
+    made.closed = True
+    while made.closers:
+        yield made.artifact.name, made.closers.pop()
 
 
 async def close_made(made: Made, limit_seconds: float) -> list[BaseException]:
     """Runs and empties the closers of one instance, the last first; tells what failed and never raises."""
-    return await close_all(of_instances({made: None}), limit_seconds)
+    return await close_all(of_instance(made), limit_seconds)
 
 
 async def close_all(closers: Iterator[tuple[str, Any]], limit_seconds: float) -> list[BaseException]:
@@ -70,6 +69,7 @@ async def close_all(closers: Iterator[tuple[str, Any]], limit_seconds: float) ->
         limit_seconds: How long each single one may take.
     """
     failures: list[BaseException] = []
+    outside = IN_CLOSER.set(True)
     for name, closer in closers:
         try:
             result = _end(name, closer)
@@ -80,6 +80,7 @@ async def close_all(closers: Iterator[tuple[str, Any]], limit_seconds: float) ->
                     await _as_a_closer(_in_time(name, rest, limit_seconds))
         except BaseException as error:  # noqa: BLE001 - returned: the others have to run first, then all are raised
             failures.append(_told(name, error))
+    IN_CLOSER.reset(outside)
     return failures
 
 
@@ -116,6 +117,9 @@ def _told(name: str, error: BaseException) -> BaseException:
     error.add_note(f"while closing service {name!r}")
     return error
 
+
+IN_CLOSER: ContextVar[bool] = ContextVar("IN_CLOSER", default=False)
+"""Whether what runs was begun by a closer: it does not wait for what is being closed, which may wait for it."""
 
 _CLOSING: set[asyncio.Task[Any] | None] = set()
 """The tasks in which a closer waits now."""

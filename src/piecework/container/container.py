@@ -35,7 +35,7 @@ from piecework.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from piecework.container.artifact import Made
@@ -355,6 +355,7 @@ class Container(Place):
             for artifact in (*found, *wanted):
                 if not artifact.fresh:
                     await obtain(artifact)
+                    artifact.home.graph.served(artifact)
         if failures:
             raise BaseExceptionGroup(f"{owner.name} invalidate {plan.recipe.name}", failures)
 
@@ -365,7 +366,8 @@ class Container(Place):
             NotFoundError: Nobody registered it.
         """
         plan, owner = self._seek(key, None)
-        return watching.Watch(owner, owner.graph.artifact(plan.recipe, params), params)
+        param = None if plan.recipe.param_key is None else owner.param_of(plan.recipe, params)
+        return watching.Watch(owner, (plan.recipe.name, param), params)
 
     def on(self, event: str, fn: Callable[[watching.Event], Any]) -> Callable[[], None]:
         """Has a plain function called whenever something happens here.
@@ -498,8 +500,12 @@ class Container(Place):
             return
         if self._closed_at_once():
             return
-        if self._graph is not None or (self.opened is not None and self.waited_for()):
-            self.graph.promote()
+        if self._graph is not None or self.opened is not None:
+            if self.is_used:
+                # While the way from below still leads here: what was made there of this goes first.
+                self.graph.note()
+            elif self._graph is not None or self.waited_for():
+                self.graph.promote()
         self._closed = True
         self._plans = None
         self.instances = _NONE
@@ -597,6 +603,14 @@ class Container(Place):
         if self.instances or self.opened is not None or self._graph is not None or self._children:
             self.graph.note()
 
+    def closing_unnoted(self) -> Iterator[asyncio.Task[None]]:
+        """What closes containers below that keep no record of what they made."""
+        for child in self.children(closing=True):
+            unnoted = child.opened is not None and child._graph is None
+            if unnoted and child._closing is not None and not child._closing.done():
+                yield child._closing
+            yield from child.closing_unnoted()
+
     @property
     def has_graph(self) -> bool:
         """Whether anything here has a history."""
@@ -687,8 +701,7 @@ class Container(Place):
             made = outcome(build)
         if asker is not None:
             asker.uses.append(made)
-        if artifact.param is not None:
-            owner.graph.trim(recipe)
+        owner.graph.served(artifact)
         return made.instance
 
     async def _made(self, key: Key, asker: Made | None, params: Any) -> Made:
@@ -707,15 +720,16 @@ class Container(Place):
             if asker is not None:
                 asker.uses.append(made)
         finally:
-            if artifact.param is not None:
-                owner.graph.trim(plan.recipe)
+            owner.graph.served(artifact)
         return made
 
     async def _go_on(self, key: Key, end: NotNowError | WaitsError) -> Any:
         """Goes on by the long way where the quick one ended."""
         if isinstance(end, WaitsError):
             self.plans.awaits(end.recipe)
-            await obtain(self.graph.artifact(end.recipe), given=end.made)
+            artifact = self.graph.artifact(end.recipe)
+            await obtain(artifact, given=end.made)
+            self.graph.served(artifact)
         return (await self._made(key, None, None)).instance
 
     def _seek(self, key: Key, asker: Made | None) -> tuple[Plan, Container]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from piecework.container import watching
 from piecework.container.artifact import Artifact, Made
 from piecework.container.building import obtain
-from piecework.container.closing import close_all, close_made, complain, of_instances, outlast
+from piecework.container.closing import IN_CLOSER, close_all, close_made, complain, of_instance, outlast
 from piecework.container.eager import start
 from piecework.container.scope import Scope
 from piecework.errors import TimeoutExceededError, describe
@@ -62,7 +63,7 @@ class Graph:
         stack: What has something to close.
         retired: Instances that were replaced, and something alive was made from them.
         builds: Under way.
-        closing: Instances whose closers run now, while the container is open.
+        closing: Instances whose closers run now, each with who waits for their end.
         listeners: Who is told of events, by event.
         watchers: Who is told of a service's changes, by its name and what names it in its family.
         interrupted: What failed while builds that were cut off were cleaned up, for `close`.
@@ -97,7 +98,7 @@ class Graph:
         self.stack = Stack(home.title)
         self.retired: dict[Made, None] = {}
         self.builds: set[Build] = set()
-        self.closing: set[Made] = set()
+        self.closing: dict[Made, list[asyncio.Future[None]]] = {}
         self.listeners: dict[str, list[Callable[[Any], Any]]] = {}
         self.watchers: dict[tuple[str, str | None], list[Callable[[Any], Any]]] = {}
         self.failed: dict[Artifact, Exception] = {}
@@ -121,7 +122,9 @@ class Graph:
         if artifact is None:
             artifact = self.artifacts[recipe] = Artifact(recipe, self.home)
         if not artifact.fresh and recipe in self.home.instances:
-            self._take_over(artifact)
+            self.take_over_opened()  # it may have been made from that
+            if not artifact.fresh:
+                self._take_over(artifact)
         return artifact
 
     def __iter__(self) -> Iterator[Artifact]:
@@ -168,10 +171,12 @@ class Graph:
             plan = self.home.plans.look(key)
             if plan is None:
                 continue
+            artifact = self.home.up(plan.up).graph.artifact(plan.recipe)
             if plan.recipe.scope is Scope.TRANSIENT:
-                uses += self._wired(plan.recipe)
+                uses.append(Made(artifact, None))
+                uses[-1].uses = self._wired(plan.recipe)
                 continue
-            made = self.home.up(plan.up).graph.artifact(plan.recipe).made
+            made = artifact.made
             if made is not None:
                 uses.append(made)
         return uses
@@ -179,24 +184,43 @@ class Graph:
     def member(self, recipe: Recipe, param: str, params: Any = None) -> Artifact:
         """The member of a family; now the most recently asked for."""
         family = self.families.setdefault(recipe, {})
-        artifact = family.pop(param, None) or Artifact(recipe, self.home, param, params)
+        artifact = family.pop(param, None)
+        if artifact is None:
+            artifact = self._let_go_member(recipe, param) or Artifact(recipe, self.home, param, params)
         family[param] = artifact
         return artifact
+
+    def _let_go_member(self, recipe: Recipe, param: str) -> Artifact | None:
+        """Takes back an exclusive member that its family has let go and something was made from: there is only one."""
+        for made in self.retired if recipe.exclusive else ():
+            artifact = made.artifact
+            if artifact.recipe is recipe and artifact.param == param and made.is_given and made.settled():
+                del self.retired[made]
+                return artifact
+        return None
 
     def trim(self, recipe: Recipe) -> None:
         """Lets go of the members of a family that are too many, the least recently asked for first.
 
-        Whoever asks calls this when he has been served: what is being made, or has not reached all who wait, stays.
+        Whoever asks calls this when he has been served: what is being made, or has not reached all who wait, stays,
+        and does not count.
         """
         family = self.families.get(recipe, {})
-        surplus = len(family) - recipe.param_limit
-        if surplus > 0:
-            for idle in [other for other in family.values() if not other.is_awaited][:surplus]:
+        if len(family) > recipe.param_limit:
+            there = [other for other in family.values() if not other.is_awaited]
+            for idle in there[: max(0, len(there) - recipe.param_limit)]:
                 del family[idle.param or ""]
                 if idle.made is not None:
                     # It is not outdated: what is being made from it now need not be made anew.
                     self.retired[idle.made] = None
                     self.home.sweep()
+
+    def served(self, artifact: Artifact) -> None:
+        """Lets go of what nobody will ask for any more, when somebody was given a service or its build has ended."""
+        if artifact.param is not None:
+            self.trim(artifact.recipe)
+        if artifact.gone and artifact.made is not None and not artifact.is_awaited:
+            self._replace(artifact)
 
     def note(self) -> None:
         """Notes what was made the quick way here and below."""
@@ -231,6 +255,10 @@ class Graph:
             origins: Not among them.
             closing: Also in containers that are being closed.
         """
+        return in_order(self._among(self._alive(closing=closing), origins))
+
+    def _among(self, mades: Iterable[Made], origins: set[Made]) -> list[Made]:
+        """Those of some instances that were made from one of `origins`, at any remove, and are not among these."""
         known: dict[Made, bool] = {}
 
         def stands(made: Made) -> bool:
@@ -239,7 +267,7 @@ class Graph:
                 known[made] = any(used in origins or stands(used) for used in made.uses)
             return known[made]
 
-        return in_order(made for made in self._alive(closing=closing) if made not in origins and stands(made))
+        return [made for made in mades if made not in origins and stands(made)]
 
     # -- what happens --------------------------------------------------------------------------------------------
 
@@ -252,17 +280,18 @@ class Graph:
 
     def complete(self, artifact: Artifact, made: Made, instance: Any) -> None:
         """Puts a new instance in place of what was there."""
+        if made.closers:
+            self.take_over_opened()  # it may have been made from that
         made.complete(instance)
         before = artifact.made
         artifact.made, artifact.fresh, artifact.error = made, True, None
         artifact.version += 1
         self.failed.pop(artifact, None)
         if made.closers:
-            self.take_over_opened()
             self.stack[made] = None
         if made.is_transient:
             return
-        if artifact.param is None:
+        if artifact.param is None and not artifact.gone:
             self.home.instances[artifact.recipe] = instance
         if made.readings and self._followed is None and self.home.state is not None:
             self._followed = _follow(self.home.state, self)
@@ -278,7 +307,7 @@ class Graph:
             return
         made.instance = value
         artifact.version += 1
-        if artifact.fresh and artifact.param is None:
+        if artifact.fresh and artifact.param is None and not artifact.gone:
             self.home.instances[artifact.recipe] = value
         for graph in self._and_below():
             for build in graph.builds:
@@ -286,7 +315,7 @@ class Graph:
         self.home.observe()
         self.tell(watching.STREAM_EMIT, artifact, value=value, version=artifact.version)
         watching.tell_watchers(artifact, "stream")
-        self._go_stale(_present(self._standing_on({made})))
+        _rebuild_wanted(self._go_stale(_present(self._standing_on({made}))))
 
     def fail(self, made: Made, error: Exception) -> None:
         """Notes that the stream of an instance broke: the next who asks builds it anew."""
@@ -295,7 +324,7 @@ class Graph:
             return
         artifact.error = error
         self.tell(watching.BUILD_ERROR, artifact, error=error)
-        self.go_stale([artifact], rebuild=False)
+        self.go_stale([artifact])
         watching.tell_watchers(artifact, "error", error)
 
     def look_at_state(self) -> None:
@@ -312,17 +341,21 @@ class Graph:
         ]
         # Somebody counts on them, and their rebuild after an earlier commit failed: this one may heal them.
         broken = [a for a in self if a.error is not None and a.build is None and a.wanted and a.reacts and not a.fresh]
-        self.go_stale(changed)
-        for artifact in broken:
-            self.rebuild(artifact)
+        wanted = self.go_stale(changed)
+        if wanted or broken:
+            # When all that this commit makes stale is so, in other containers too: else it would be made of that.
+            state.afterwards(lambda: _rebuild_wanted([*wanted, *broken]))
 
-    def go_stale(self, artifacts: list[Artifact], *, rebuild: bool = True) -> None:
-        """Marks services as outdated, with all that was made from them; instances stay until they are replaced."""
+    def go_stale(self, artifacts: list[Artifact]) -> list[Artifact]:
+        """Marks services as outdated, with all that was made from them; instances stay until they are replaced.
+
+        Returns:
+            Which were not so before; what was made from others comes after them.
+        """
         mades = {artifact.made for artifact in artifacts if artifact.made is not None}
-        if mades:
-            self._go_stale(_present([*self._standing_on(mades), *in_order(mades)]), rebuild=rebuild)
+        return self._go_stale(_present([*self._standing_on(mades), *in_order(mades)])) if mades else []
 
-    def _go_stale(self, affected: list[Artifact], *, rebuild: bool = True) -> None:
+    def _go_stale(self, affected: list[Artifact]) -> list[Artifact]:
         changed = [a for a in affected if a.fresh and a.recipe.scope is not Scope.TRANSIENT]
         for artifact in changed:
             _outdate(artifact)
@@ -330,8 +363,7 @@ class Graph:
         for artifact in changed:
             artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
             watching.tell_watchers(artifact, "invalidated")
-        if rebuild:
-            _rebuild_wanted(changed[::-1])
+        return changed[::-1]
 
     def rebuild(self, artifact: Artifact) -> None:
         """Builds a service anew without anybody waiting; a failure is told by a signal, and raised by `ready`."""
@@ -342,21 +374,26 @@ class Graph:
             if not artifact.fresh:
                 await obtain(artifact)
         except Exception as error:  # noqa: BLE001 - told, and raised to whoever waits until all is ready
-            self.failed[artifact] = error
+            if not artifact.gone:
+                self.failed[artifact] = error
             signals.emit(signals.SERVICE_FAILED, level="warning", service=artifact.name, error=describe(error))
+        finally:
+            self.served(artifact)
 
     def wanted_with(self, artifacts: list[Artifact]) -> list[Artifact]:
         """What was made from some services, and is watched or not lazy; what it needs comes first."""
         mades = {artifact.made for artifact in artifacts if artifact.made is not None}
-        return [artifact for artifact in reversed(_present(self._standing_on(mades))) if artifact.wanted]
+        standing = reversed(_present(self._standing_on(mades)))
+        return [artifact for artifact in standing if artifact.wanted and _is_known(artifact)]
 
     # -- letting go ----------------------------------------------------------------------------------------------
 
     def drop(self, recipe: Recipe) -> None:
         """Lets go of all that a recipe has built which is gone; what was made from it is stale."""
         for artifact in self.members(recipe):
-            self.go_stale([artifact], rebuild=False)
+            self.go_stale([artifact])
             self._replace(artifact)
+            artifact.gone = True  # what is being made of it is let go when it has reached all who wait
             self.failed.pop(artifact, None)
         self.artifacts.pop(recipe, None)
         self.families.pop(recipe, None)
@@ -402,15 +439,23 @@ class Graph:
         self._held -= 1
         self.home.sweep()
 
-    async def let_go_ended(self) -> None:
-        """Waits until what is being closed by itself, or by others, is closed."""
+    async def let_go_ended(self, artifact: Artifact) -> None:
+        """Waits until what is let go here, and what there was of a service, is closed, whoever does so."""
         while tasks := self._letting_go - {asyncio.current_task()}:
             await asyncio.wait(tasks)
+        while going := [made for made in self.closing if made.artifact.name == artifact.name]:
+            await self._ended(going[0])
+
+    def predecessors(self, artifact: Artifact) -> list[Artifact]:
+        """What there is of a service: its instance, and one that its family has let go and something was made from."""
+        let_go = [made.artifact for made in self.retired]
+        same = [other for other in let_go if other.recipe is artifact.recipe and other.param == artifact.param]
+        return [other for other in dict.fromkeys((*same, artifact)) if other.made is not None]
 
     @property
     def is_letting_go(self) -> bool:
-        """Whether something is being closed while the container is open."""
-        return bool(self._letting_go)
+        """Whether something is being closed."""
+        return bool(self._letting_go or self.closing)
 
     async def _sweep(self) -> None:
         try:
@@ -422,6 +467,8 @@ class Graph:
 
     def _releasable(self) -> list[Made]:
         """The replaced instances that nothing alive, and nothing that is being made, was made from; in their order."""
+        if any(self.home.closing_unnoted()):
+            return []  # nobody knows what that was made from; it looks here again when it is closed
         needed: set[Made] = set()
         going = [
             made
@@ -463,21 +510,83 @@ class Graph:
                 build.made.spoiled = True
         failures: list[BaseException] = []
         mades = in_order([*origins, *self._standing_on(origins, closing=True)])
-        cancelled = await self._outlast(_take_away(mades, failures), "invalidate")
+        cancelled = await self._outlast(self._take_away(mades, origins, failures), "invalidate")
         if cancelled is not None:
             self.told(failures, "invalidate")
             raise cancelled
         return failures
 
+    async def _take_away(self, mades: list[Made], origins: set[Made], failures: list[BaseException]) -> None:
+        """Closes instances in their order; from the beginning on nobody is given one of them.
+
+        Args:
+            mades: Which.
+            origins: What they were made from, if they are not these themselves.
+            failures: Takes what failed.
+        """
+        gone = [made.artifact for made in mades if made.artifact.made is made and not made.is_transient]
+        fresh = [artifact for artifact in gone if artifact.fresh and not artifact.home.closed and _is_known(artifact)]
+        for artifact in gone:
+            _outdate(artifact)
+            artifact.made = None
+        # Whoever waits there until all is closed waits for this.
+        task, graphs = asyncio.current_task(), {made.artifact.home.graph for made in mades}
+        assert task is not None
+        for graph in graphs:
+            graph._letting_go.add(task)  # noqa: SLF001 - another of its own kind
+        try:
+            # Cut off, because the loop ends, it waits for nobody; all the more it closes what it has taken.
+            with suppress(asyncio.CancelledError):
+                await self._users_ended(origins)
+            for made in mades:
+                failures += await made.artifact.home.graph.close_one(made)
+        finally:
+            for graph in graphs:
+                graph._letting_go.discard(task)  # noqa: SLF001 - as above
+        for artifact in fresh:
+            artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
+            watching.tell_watchers(artifact, "invalidated")
+        for home in {made.artifact.home for made in mades}:
+            home.sweep()
+
     async def close_one(self, made: Made) -> list[BaseException]:
         """Closes an instance that lives here; what it was made from is used until that has ended."""
         self.retired.pop(made, None)
         self.stack.pop(made, None)
-        self.closing.add(made)
+        if made in self.closing:
+            if not IN_CLOSER.get():
+                await self._ended(made)
+            return []
+        self.closing[made] = []
         try:
             return await close_made(made, self.home.close_timeout_seconds)
         finally:
-            self.closing.discard(made)
+            self._has_ended(made)
+
+    def _has_ended(self, made: Made) -> None:
+        """Tells who waits for it that an instance is closed."""
+        for waiter in self.closing.pop(made):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _ended(self, made: Made) -> None:
+        """Waits until an instance is closed whose closers run now."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closing[made].append(waiter)
+        await waiter
+
+    async def _users_ended(self, origins: set[Made]) -> None:
+        """Waits until nothing that was made from `origins`, or is one of them, is being closed by others."""
+        while not IN_CLOSER.get():
+            unnoted = [*self.home.closing_unnoted()]
+            graphs = {made: graph for graph in self._and_below(closing=True) for made in graph.closing}
+            going = [made for made in graphs if made in origins] or self._among(graphs, origins)
+            if unnoted:
+                await asyncio.wait(unnoted)
+            elif going:
+                await graphs[going[0]]._ended(going[0])  # noqa: SLF001 - another of its own kind
+            else:
+                return
 
     def told(self, failures: list[BaseException], name: str) -> None:
         """Tells by a signal what failed while closing, where nobody is left to raise it to."""
@@ -511,7 +620,8 @@ class Graph:
     @property
     def at_rest(self) -> bool:
         """Whether closing has nothing to do here that takes time, and nobody listens."""
-        return not (self.stack or self.home.opened or self.builds or self._going or self._letting_go or self.listeners)
+        under_way = self.builds or self._going or self._letting_go or self.closing
+        return not (self.stack or self.home.opened or under_way or self.listeners)
 
     def unhook(self) -> None:
         """Lets go of what is outside: the state, and what was replaced up there and still used here."""
@@ -522,25 +632,32 @@ class Graph:
     async def close(self) -> list[BaseException]:
         """Ends what is under way and closes everything, the last completed first; tells what failed."""
         failures = await self._end_builds() if self.builds or self._going else []
-        current = asyncio.current_task()
-        while tasks := {*self._letting_go} - {current}:
+        while (tasks := self._letting_go - {asyncio.current_task()}) and not IN_CLOSER.get():
             await asyncio.wait(tasks)
         failures += await self._close_below()
         told = [artifact for artifact in self if artifact.made is not None] if self.listeners else []
-        failures += await close_all(of_instances(self.stack), self.home.close_timeout_seconds)
+        failures += await close_all(self._closers(), self.home.close_timeout_seconds)
         failures += self.interrupted
         for made in in_order(artifact.made for artifact in told if artifact.made is not None):
             self.tell(watching.DISPOSED, made.artifact)
         self.tell(watching.CONTAINER_DISPOSE, None)
         return failures
 
+    def _closers(self) -> Iterator[tuple[str, Any]]:
+        while self.stack:
+            made, _ = self.stack.popitem()
+            self.closing[made] = []
+            yield from of_instance(made)
+            self._has_ended(made)
+
     async def _close_below(self) -> list[BaseException]:
-        """Closes what was made, in containers below that are open still, from what will be closed here."""
+        """Closes what was made, in containers below, from what will be closed here."""
         failures: list[BaseException] = []
-        if any(self.home.children()):
-            origins = {*(artifact.made for artifact in self if artifact.made is not None), *self.stack, *self.retired}
-            standing = [made for made in self._standing_on(origins) if made.artifact.home is not self.home]
-            await _take_away(standing, failures)
+        if self.closing or self.home.is_used:
+            mades = {artifact.made for artifact in self if artifact.made is not None}
+            origins = {*mades, *self.stack, *self.retired, *self.closing}
+            standing = self._standing_on(origins, closing=True)
+            await self._take_away([made for made in standing if made.artifact.home is not self.home], origins, failures)
         return failures
 
     async def _end_builds(self) -> list[BaseException]:
@@ -664,22 +781,6 @@ def _outdate(artifact: Artifact) -> None:
     artifact.home.observe()
     if artifact.param is None:
         artifact.home.instances.pop(artifact.recipe, None)
-
-
-async def _take_away(mades: list[Made], failures: list[BaseException]) -> None:
-    """Closes instances in their order; from the beginning on nobody is given one of them."""
-    gone = [made.artifact for made in mades if made.artifact.made is made and not made.is_transient]
-    fresh = [artifact for artifact in gone if artifact.fresh and not artifact.home.closed and _is_known(artifact)]
-    for artifact in gone:
-        _outdate(artifact)
-        artifact.made = None
-    for made in mades:
-        failures += await made.artifact.home.graph.close_one(made)
-    for artifact in fresh:
-        artifact.home.graph.tell(watching.INVALIDATED, artifact, version=artifact.version)
-        watching.tell_watchers(artifact, "invalidated")
-    for home in {made.artifact.home for made in mades}:
-        home.sweep()
 
 
 def _paths(made: Made | None) -> list[str]:

@@ -83,8 +83,8 @@ class Place:
         if level is not Scope.TRANSIENT:
             for parent in self.parents:
                 if parent._children is None:
-                    parent._children = {}
-                parent._children[_identity(self)] = weakref.ref(self)
+                    parent._begin_children()
+                parent._children[_identity(self)] = weakref.ref(self)  # type: ignore[index]  # it has them now
 
     def __repr__(self) -> str:
         return f"<{self.title}{' (closed)' if self._closed else ''}>"
@@ -222,8 +222,8 @@ class Place:
 
     @property
     def is_used(self) -> bool:
-        """Whether open containers look in this one."""
-        return self._children is not None and any(self.children())
+        """Whether containers look in this one whose closers have not all ended."""
+        return self._children is not None and any(self.children(closing=True))
 
     def children(self, *, closing: bool = False) -> Iterator[Any]:
         """The open containers that look in this one.
@@ -253,8 +253,14 @@ class Place:
 
     def _adopt(self, child: Place) -> None:
         if self._children is None:
-            self._children = {}
+            self._begin_children()
+        assert self._children is not None
         self._children[id(child)] = weakref.ref(child)
+
+    def _begin_children(self) -> None:
+        self._children = {}
+        if self.level is Scope.TRANSIENT:
+            self._hook()  # those above find them through it
 
     def _reaches(self, other: Place) -> bool:
         return self is other or any(parent._reaches(other) for parent in self.parents)

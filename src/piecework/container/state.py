@@ -9,7 +9,7 @@ from piecework.errors import describe
 from piecework.telemetry import signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 
 @final
@@ -73,11 +73,12 @@ class State:
         initial: What it begins with; it is copied.
     """
 
-    __slots__ = ("_data", "_subscribers")
+    __slots__ = ("_data", "_later", "_subscribers")
 
     def __init__(self, initial: Mapping[str, Any] | None = None) -> None:
         self._data: dict[str, Any] = copy.deepcopy(dict(initial or {}))
         self._subscribers: list[Callable[[], None]] = []
+        self._later: list[Callable[[], None]] | None = None
 
     @property
     def data(self) -> dict[str, Any]:
@@ -105,11 +106,22 @@ class State:
         if self._subscribers and data == self._data:
             return
         self._data = data
-        for tell in tuple(self._subscribers):
-            try:
-                tell()
-            except Exception as error:  # noqa: BLE001 - who listens takes no part in the commit; told as a warning
-                signals.emit(signals.LISTENER_FAILED, level="warning", event_name="commit", error=describe(error))
+        if not self._subscribers:
+            return
+        later: list[Callable[[], None]] = []
+        before, self._later = self._later, later
+        try:
+            _call(tuple(self._subscribers))
+        finally:
+            self._later = before
+        _call(later)
+
+    def afterwards(self, fn: Callable[[], None]) -> None:
+        """Has `fn` called when all have been told of the commit under way; at once where none is."""
+        if self._later is None:
+            fn()
+        else:
+            self._later.append(fn)
 
     def subscribe(self, fn: Callable[[], None]) -> Callable[[], None]:
         """Has `fn` called after each commit that changed something.
@@ -124,3 +136,11 @@ class State:
                 self._subscribers.remove(fn)
 
         return unsubscribe
+
+
+def _call(functions: Iterable[Callable[[], None]]) -> None:
+    for fn in functions:
+        try:
+            fn()
+        except Exception as error:  # noqa: BLE001 - who listens takes no part in the commit; told as a warning
+            signals.emit(signals.LISTENER_FAILED, level="warning", event_name="commit", error=describe(error))

@@ -96,9 +96,9 @@ class Watch:
 
     __slots__ = ("_home", "_key", "_params")
 
-    def __init__(self, home: Container, artifact: Artifact, params: Any) -> None:
+    def __init__(self, home: Container, key: tuple[str, str | None], params: Any) -> None:
         self._home = home
-        self._key = (artifact.recipe.name, artifact.param)
+        self._key = key
         self._params = params
 
     def get(self) -> Any:

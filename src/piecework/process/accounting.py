@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Policy = Literal["join", "strict"]
 
+_UNKNOWN = "an unknown line"
+_TOLD = 5
+"""How many leftovers are told by name."""
+
 _current: contextvars.ContextVar[Account | None] = contextvars.ContextVar("piecework_account", default=None)
 _ending: contextvars.ContextVar[bool] = contextvars.ContextVar("piecework_ending", default=False)
 _NOT_THE_USERS = tuple(
@@ -254,6 +258,11 @@ class Account:
         if cancelled is not None:
             raise cancelled
 
+    def left(self) -> str:
+        """What the run has started and has not ended, in words, as far as it is known where; a few of them."""
+        left = [item for item in self._leftovers() if item.where != _UNKNOWN]
+        return _list(left[:_TOLD]) + (f" and {len(left) - _TOLD} more" if len(left) > _TOLD else "")
+
     def check(self) -> None:
         """Looks at what all tasks, callbacks and coroutines of the run came to.
 
@@ -331,7 +340,7 @@ def place() -> str:
         if not f"{frame.f_globals.get('__name__', '')}.".startswith(_NOT_THE_USERS):
             return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
-    return "an unknown line"
+    return _UNKNOWN
 
 
 async def _let_go() -> None:

@@ -75,6 +75,7 @@ class Zygote:
         self._on_output = on_output
         self._mode = ""
         self._findings: tuple[str, ...] = ()
+        self._files: tuple[str, ...] = ()
         self._base = False
         self._lock = asyncio.Lock()
         self._ids = itertools.count(1)
@@ -102,6 +103,11 @@ class Zygote:
         With threads among them, workers import the application themselves, each one anew.
         """
         return self._findings
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The source files that it has imported, or tried to, installed packages left out."""
+        return self._files
 
     @property
     def alive(self) -> bool:
@@ -225,6 +231,7 @@ class Zygote:
         except BaseException:
             await self.stop()
             raise
+        self._files = tuple(dict.fromkeys((*self._files, *(answer or {}).get("files", ()))))
         if answer is None or "error" in answer:
             status = await self.stop()
             raise self._import_failed(answer, status)

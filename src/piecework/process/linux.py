@@ -227,6 +227,16 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def command(pid: int) -> str | None:
+    """The name of what a process runs, as the kernel keeps it; None when it is gone, or has ended."""
+    try:
+        found = read(f"/proc/{pid}/stat").decode("utf-8", "backslashreplace")
+    except OSError:
+        return None
+    name, _, rest = found.partition("(")[2].rpartition(")")
+    return None if rest.split()[:1] == ["Z"] else name
+
+
 def _prctl(option: int, value: int) -> bool:
     if sys.platform != "linux":
         return False

@@ -158,6 +158,36 @@ class Result(Message, frozen=True):
     state: dict[str, Any] | None = None
 
 
+class Unknown(Message, frozen=True):
+    """The worker's code has no such integration: nothing of the run was carried out, and it is no verdict on it.
+
+    Attributes:
+        run_id: Which run.
+        epoch: Its owner's, as it came.
+        message: What there is instead, in words.
+    """
+
+    run_id: str
+    epoch: int
+    message: str
+
+
+class Left(Message, frozen=True):
+    """What a run had begun and not ended when it was told to stop, in words; most of it ends with it.
+
+    Attributes:
+        run_id: Which run.
+        epoch: Its owner's, as it came.
+        what: Tasks, processes and calls in threads.
+        making: The names of services of a wider scope that were being made, which goes on when an asker is stopped.
+    """
+
+    run_id: str
+    epoch: int
+    what: str = ""
+    making: str = ""
+
+
 class Log(Message, frozen=True):
     """A log line of user code.
 
@@ -270,7 +300,7 @@ class Returned(Message, frozen=True):
 
 ToWorker = Init | Run | Cancel | Ping | Drain | Stop | Reply
 """What a node sends to a worker."""
-ToNode = Hello | Ready | Begun | Result | Log | Progress | Late | Ask | Pong | Fatal
+ToNode = Hello | Ready | Begun | Result | Unknown | Left | Log | Progress | Late | Ask | Pong | Fatal
 """What a worker sends to its node."""
 
 ToCallee = Init | Call | Cancel | Reply

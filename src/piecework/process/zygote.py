@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 MESSAGE_BYTES = 128 * 1024
 _TRACE_CHARACTERS = 16_000
 _FINDINGS = 50
+_FILES_BYTES = 32 * 1024
 _BASE = ("piecework", "piecework.app", "piecework.services.database")
 _MAIN = "__mp_main__"
+_LIBRARY = os.path.dirname(os.__file__) + os.sep  # noqa: PTH120 - a plain text to begin with
 _NUMERIC_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -62,11 +64,12 @@ def main() -> NoReturn:
     try:
         app = _prepare(boot)
     except BaseException as error:  # noqa: BLE001 - told to the node, which raises it; a module may even call exit()
-        _answer(requests, {"error": _describe(error)})
+        _answer(requests, {"error": _describe(error), "files": _files(error)})
         _end(1)
     threads = findings.threads()
     found = [*threads, *findings.opened_since(before)]
-    _answer(requests, {"ready": True, "mode": mode, "threads": bool(threads), "findings": found[:_FINDINGS]})
+    ready = {"ready": True, "mode": mode, "threads": bool(threads), "findings": found[:_FINDINGS]}
+    _answer(requests, ready | {"files": _files()})
     _Zygote(requests, app, mode).serve()
     _end(0)
 
@@ -264,6 +267,28 @@ class _Zygote:
 def _is_random(item: object) -> bool:
     kind = type(item)  # not isinstance: a lazy proxy would be resolved by the question
     return issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom)
+
+
+def _files(error: BaseException | None = None) -> list[str]:
+    """What was imported but for the standard library and what is installed, as far as a message carries it.
+
+    Args:
+        error: What an import failed with: the file that it failed in is none of a module's.
+    """
+    files = [getattr(module, "__file__", None) for module in tuple(sys.modules.values())]
+    if error is not None:
+        files += [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        files.append(getattr(error, "filename", None))  # of a SyntaxError, which no frame tells
+    room, found = _FILES_BYTES, []
+    for file in dict.fromkeys(files):
+        if isinstance(file, str) and file.endswith(".py") and not file.startswith(_LIBRARY) and not _is_installed(file):
+            room -= len(json.dumps(file)) + 2
+            found += [file] if room >= 0 else []
+    return found
+
+
+def _is_installed(file: str) -> bool:
+    return any(f"{os.sep}{name}{os.sep}" in file for name in ("site-packages", "dist-packages"))
 
 
 def _answer(requests: socket.socket, answer: dict[str, Any]) -> None:

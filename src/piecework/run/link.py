@@ -13,12 +13,14 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Self
 
-from piecework.errors import NoNodeError, ProtocolError
+import msgspec
+
+from piecework.errors import NoNodeError, ProtocolError, ValidationError
 from piecework.process import protocol
 from piecework.process.protocol import Ask, Channel, Hello, Reply
 from piecework.run.link_errors import REFUSED, revived_error
 from piecework.store.lockfile import read_note
-from piecework.store.values import encode_mapping
+from piecework.store.values import encode_mapping, is_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +101,7 @@ class LinkClient:
             NoNodeError: The connection ended before the answer came; whether it was done is unknown.
             ValidationError: The arguments are more than a frame carries, or no JSON: the message says which.
         """
-        encode_mapping(args, what=op, limit_bytes=_ANY_SIZE)  # a node ends the connection of who asks what is no JSON
+        _check(op, args)
         if self._channel is None or self._channel.closed:
             raise NoNodeError(
                 f"{op} was not sent: the connection with the node of {self._store} has ended, open a new one",
@@ -245,3 +247,20 @@ def _no_node(store: Path, pid: int | None) -> NoNodeError:
         "or name its store with --store",
         path=str(store),
     )
+
+
+def _check(op: str, args: dict[str, Any]) -> None:
+    """Refuses what is no JSON when it arrives: a node ends the connection of who sends that.
+
+    Raises:
+        ValidationError: Which of it is none.
+    """
+    try:
+        encode_mapping(args, what=op, limit_bytes=_ANY_SIZE)
+    except ValidationError:
+        try:  # a member of an enumeration of texts arrives as a text
+            arrives = msgspec.msgpack.decode(msgspec.msgpack.encode(args))
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            arrives = None
+        if not is_json(arrives) or arrives is None:
+            raise

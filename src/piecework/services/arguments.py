@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,7 +18,7 @@ from piecework.container.parameters import Unresolved, parameters_of
 from piecework.errors import NotFoundError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from piecework.container.parameters import Parameter
 
@@ -84,6 +85,8 @@ class Arguments:
         Raises:
             ValidationError: Something is unknown, missing or of another type; `fields` has the reason of each.
         """
+        if not isinstance(given, Mapping):
+            raise ValidationError(f"arguments are given by name, as a mapping, not as a {type(given).__name__}")
         own = {parameter.name: parameter for parameter in self.own(has)}
         fields = {name: "is missing" for name, parameter in own.items() if parameter.required and name not in given}
         values: dict[str, Any] = {}

@@ -63,7 +63,7 @@ def ask(
     if overlap == "skip":
         return run.run_id, None
     after = _queue_behind(draft, piece, fresh_run_id, now, trigger=trigger, event=event, hops=hops)
-    if overlap != "cancel" or run.abort_reason is not None:
+    if overlap != "cancel" or run.abort_reason is not None or _waits_for_probe(piece, trigger):
         return after.run_id, None
     return after.run_id, tell_to_end(draft, run, f"replaced by update {after.run_id}", now)
 
@@ -80,7 +80,8 @@ def bring_forward(
 ) -> str:
     """Makes the queued update due now, or queues one where there is none, or behind the one that is under way.
 
-    Puts the piece. A cron time that has passed already stays what the update is for.
+    Puts the piece. A cron time that has passed already stays what the update is for. An event for a half-open piece
+    does not bring its next probe nearer, which is handed it.
     """
     run = update_to_come(draft, piece)
     if run is None:
@@ -90,6 +91,8 @@ def bring_forward(
         return fresh_run_id
     if run.owner is None:
         due_at = now if run.due_at is None else min(run.due_at, now)
+        if run.due_at is not None and _waits_for_probe(piece, trigger):
+            due_at = run.due_at
         later = replace(run, due_at=due_at, workflow_id=piece.integration, hops=max(run.hops, hops))
         if event is not None:
             later = _for_event(later, trigger, event)
@@ -115,17 +118,29 @@ def _queue_behind(
     later = after if event is None else _for_event(after, trigger, event)
     if REGISTERED in {trigger, after.trigger_id}:
         later = replace(later, trigger_id=REGISTERED)
+    elif MANUAL in {trigger, after.trigger_id} and piece.observed == Observed.HALF_OPEN:
+        later = replace(later, trigger_id=MANUAL)  # who asks by hand waits for no probe
     draft.put(later)
     draft.put(piece)
     return later
 
 
+def _waits_for_probe(piece: Piece, trigger: str) -> bool:
+    """Whether what asks for an update has to wait until the piece is tried again: what is down is not called on."""
+    return piece.observed == Observed.HALF_OPEN and trigger == EVENT
+
+
 def rest(draft: Draft, piece: Piece, now: int) -> None:
-    """Puts a piece that no time makes due: what a time had made due of it is called off, what is due now stays."""
+    """Puts a piece that no time makes due: what a time had made due of it is called off, what is due now stays.
+
+    Where an update is under way the piece is waiting already: none follows it.
+    """
     run = update_to_come(draft, piece)
-    if run is not None and (run.owner is not None or (run.due_at or 0) <= now):
-        if run.owner is None:
-            draft.put(replace(run, workflow_id=piece.integration))
+    if run is not None and run.owner is not None:
+        draft.put(replace(piece, observed=Observed.WAITING))
+        return
+    if run is not None and (run.due_at or 0) <= now:
+        draft.put(replace(run, workflow_id=piece.integration))
         draft.put(piece)
         return
     if run is not None:
@@ -133,11 +148,20 @@ def rest(draft: Draft, piece: Piece, now: int) -> None:
     draft.put(replace(piece, run_id=None, next_run_at=None, occurrence=None, observed=Observed.WAITING))
 
 
-def start_after(draft: Draft, piece: Piece, now: int) -> Piece:
-    """The piece whose second update is due now, since the one before it has ended."""
+def start_after(draft: Draft, piece: Piece, now: int, *, probe_at: int | None = None) -> Piece:
+    """The piece whose second update is due, since the one before it has ended: now, or as its next probe.
+
+    Args:
+        draft: Has both.
+        piece: As the end of the first leaves it.
+        now: Microseconds since the epoch.
+        probe_at: When a piece that is half-open is tried again.
+    """
     after = draft.get(Run, piece.after_run_id)
-    draft.put(replace(after, due_at=now, workflow_id=piece.integration))
-    return replace(piece, run_id=after.run_id, after_run_id=None, next_run_at=now)
+    due_at = probe_at if probe_at is not None and _waits_for_probe(piece, after.trigger_id) else now
+    draft.put(replace(after, due_at=due_at, workflow_id=piece.integration))
+    observed = Observed.IDLE if piece.observed == Observed.WAITING else piece.observed
+    return replace(piece, run_id=after.run_id, after_run_id=None, next_run_at=due_at, observed=observed)
 
 
 def drop_after(draft: Draft, piece: Piece, why: str, now: int) -> Piece:

@@ -30,9 +30,10 @@ from piecework.errors import (
     StoppedError,
     TimeoutExceededError,
     ValidationError,
+    clean_text,
     describe,
 )
-from piecework.process import protocol
+from piecework.process import linux, protocol
 from piecework.process.protocol import Channel
 from piecework.run.outcome import Failed
 from piecework.space.cpu import CpuBook
@@ -61,6 +62,9 @@ class State(StrEnum):
 
 _SERVING = frozenset({State.READY, State.DRAINING})
 _SERVED = _SERVING | {State.STOPPING}
+_TOLD = 5
+_WORDS_LIMIT = 1_500
+"""How many processes are told, and how much of what a worker says that a run had left: it says what it likes."""
 
 
 class WorkerDied(CrashedError):  # noqa: N818 - an event in the life of a space before it is an error
@@ -80,12 +84,27 @@ class WorkerDied(CrashedError):  # noqa: N818 - an event in the life of a space 
     cure = "the message has the signal or the status; look at its output, which stands in the node's"
 
 
+class UnknownIntegration(StoppedError):  # noqa: N818 - as above: it is no verdict on the run
+    """The worker's code has no definition of a run's integration: the run was not begun, and waits for one.
+
+    Attributes:
+        space: Whose worker.
+        piece_id: Which piece.
+        integration: What it has no definition of.
+    """
+
+    cause = "the code of a space's workers lacks the integration of a piece that the node has, as after `--reload`"
+    cure = "nothing is lost: the piece goes on when the code has it again; the message has near names"
+
+
 @dataclass(slots=True)
 class _Pending:
     run: protocol.Run
     result: asyncio.Future[protocol.Result]
     over_cpu: asyncio.Future[None]
     begun: bool = False
+    left: protocol.Left | None = None
+    killed: str = ""
 
 
 class Controller:
@@ -210,7 +229,8 @@ class Controller:
     async def run(self, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
         """Hands the worker a run and waits until it is over; a run that is cancelled or late is stopped for real.
 
-        After a failed outcome with the code TIMEOUT, `alive` tells whether the worker could be kept.
+        After a failed outcome with the code TIMEOUT, `alive` tells whether the worker is kept. It is not, and finishes
+        only what it has, where a service that it shares was still being made: what hangs there would hang for the next.
 
         Args:
             run: What to carry out.
@@ -218,6 +238,7 @@ class Controller:
 
         Raises:
             WorkerDied: The worker ended; its attributes say whether this run is to blame.
+            UnknownIntegration: The worker's code has no definition of the run.
             StoppedError: The worker takes no runs.
             ValidationError: The run is too large for a frame.
         """
@@ -242,7 +263,10 @@ class Controller:
             await self._shielded(self._stop_run(pending, TimeoutExceededError.code))
             if beside and not pending.begun and self._state not in _SERVING:
                 raise self._never_begun()
-            return self._timed_out(run, timeout_seconds)
+            if pending.left is not None and pending.left.making and self.alive:
+                self.retire()
+                self._own(self._let_finish())
+            return self._timed_out(pending, timeout_seconds)
         except asyncio.CancelledError:
             await self._shielded(self._stop_run(pending, "ABORTED"))
             raise
@@ -285,6 +309,9 @@ class Controller:
         if self._state is State.DRAINING:
             await self._shielded(self._end("it was drained", politely=True))
         return await self.dead()
+
+    async def _let_finish(self) -> None:
+        await self.drain()
 
     async def dead(self) -> int | None:
         """Waits until nothing of the worker is left; its exit status, negative for a signal, None when unknown."""
@@ -332,6 +359,7 @@ class Controller:
             self._send(protocol.Cancel(run_id=pending.run.run_id, reason=reason))
         done, _ = await asyncio.wait({pending.result}, timeout=self._settings.space_grace_seconds)
         if not done:
+            pending.killed = self._beneath()
             await self._end(f"run {pending.run.run_id} did not stop ({reason})", politely=False)
 
     async def _end(self, why: str, *, politely: bool) -> None:
@@ -350,6 +378,14 @@ class Controller:
         if not await self._dead_within_grace():
             self._child.kill()
             await self._child.dead()
+
+    def _beneath(self) -> str:
+        """The processes that run under the worker and end with it, as this node numbers them; a few of them."""
+        if self._child is None:
+            return ""
+        pids = sorted(linux.descendants(self._child.keeper_pid) - {self._child.worker_pid})
+        told = [f"{pid} ({name})" for pid in pids[:_TOLD] if (name := linux.command(pid)) is not None]
+        return ", ".join(told) + (f" and {len(pids) - _TOLD} more" if len(pids) > _TOLD else "")
 
     def _beat_later(self) -> None:
         # On the loop's own time, as the deadlines are: what comes in is read before a timer is looked at, so that a
@@ -424,6 +460,10 @@ class Controller:
                 self._begun(message)
             case protocol.Result():
                 self._settle(message)
+            case protocol.Left():
+                self._note_left(message)
+            case protocol.Unknown():
+                self._refuse(message)
             case protocol.Log() | protocol.Progress() | protocol.Late():
                 self._on_log(message)
             case protocol.Ask():
@@ -460,6 +500,25 @@ class Controller:
         unpack_outcome(result.outcome)  # a malformed one raises here, which ends the connection and the worker
         if not pending.result.done():
             pending.result.set_result(result)
+
+    def _note_left(self, said: protocol.Left) -> None:
+        pending = self._runs.get(said.run_id)
+        if pending is not None and pending.run.epoch == said.epoch:
+            pending.left = said
+
+    def _refuse(self, said: protocol.Unknown) -> None:
+        pending = self._runs.get(said.run_id)
+        if pending is None or pending.run.epoch != said.epoch or pending.result.done():
+            return
+        run = pending.run
+        pending.result.set_exception(
+            UnknownIntegration(
+                f"piece {run.piece_id!r} of space {self._space!r} waits for its definition: {said.message}",
+                space=self._space,
+                piece_id=run.piece_id,
+                integration=run.integration,
+            )
+        )
 
     async def _answer(self, ask: protocol.Ask) -> None:
         try:
@@ -562,12 +621,17 @@ class Controller:
         )
         return protocol.Result(run_id=run.run_id, epoch=run.epoch, outcome=pack_outcome(failed))
 
-    def _timed_out(self, run: protocol.Run, timeout_seconds: float) -> protocol.Result:
+    def _timed_out(self, pending: _Pending, timeout_seconds: float) -> protocol.Result:
+        run, left = pending.run, pending.left
         how = "it was cancelled" if self._state in _SERVING else "it did not stop when cancelled, its worker was ended"
-        failed = Failed(
-            f"the update took longer than {timeout_seconds:g} s: {how}. Raise timeout_seconds, or do less at once",
-            code=TimeoutExceededError.code,
-        )
+        told = f"the update took longer than {timeout_seconds:g} s: {how}. Raise timeout_seconds, or do less at once"
+        if left is not None and left.what:
+            told += f". What it had started and was not over: {clean_text(left.what, _WORDS_LIMIT)}"
+        if left is not None and left.making:
+            told += f". A service was still being made: {clean_text(left.making, _WORDS_LIMIT)}"
+        if pending.killed:
+            told += f". Ended with the worker: {pending.killed}"
+        failed = Failed(told, code=TimeoutExceededError.code)
         return protocol.Result(run_id=run.run_id, epoch=run.epoch, outcome=pack_outcome(failed))
 
 

@@ -189,7 +189,8 @@ def _followed(draft: Draft, piece: Piece, run: Run, item: FinishPiece, now: int)
         The piece, and the event that tells of it.
     """
     after = None if piece.after_run_id is None else draft.get(Run, piece.after_run_id)
-    anew = after is not None and after.trigger_id == REGISTERED  # it is another configuration that failed
+    rests = piece.observed == Observed.WAITING  # registered meanwhile, for events alone
+    anew = rests or (after is not None and after.trigger_id == REGISTERED)  # it is another configuration that failed
     if item.outcome == "failed" and run.abort_reason is None and not anew:
         piece, moment, told = judge_failure(draft, piece, run, item, now)
         if moment is None:
@@ -198,11 +199,11 @@ def _followed(draft: Draft, piece: Piece, run: Run, item: FinishPiece, now: int)
         trigger = RETRY
     else:
         piece, told = _observed(draft, piece, run, item, now)
-        moment, trigger = _next_moment(item, now)
+        moment, trigger = (None, "") if rests else _next_moment(item, now)
         if piece.observed == Observed.HALF_OPEN and run.abort_reason is not None:
             moment, trigger = next_probe(item, now), RETRY
     if after is not None:
-        return start_after(draft, piece, now), told
+        return start_after(draft, piece, now, probe_at=moment), told
     if piece.desired == PAUSED or piece.observed == Observed.BROKEN:  # a probe that was no success brings none
         return replace(piece, run_id=None, next_run_at=None, occurrence=None), told
     if moment is None:

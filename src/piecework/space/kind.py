@@ -100,8 +100,8 @@ class PieceKind:
         self._node = node
 
     def known(self) -> list[str]:
-        """The integrations whose pieces run here."""
-        return list(self._definitions)
+        """The integrations whose pieces run here: those of the node's code that its workers are not known to lack."""
+        return [name for name in self._definitions if not self._spaces.lacks(name)]
 
     def versions(self) -> dict[str, str | None]:
         """None: events wait for pieces under names of their own, see `waking`."""

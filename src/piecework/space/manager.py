@@ -2,6 +2,9 @@
 
 At most `space_workers_limit` live at once: the least recently used idle one makes room. A space whose last piece is
 gone or paused keeps none. After `stop` none is ever started.
+
+Which integrations the workers' code has is another matter than which the node's has, once there was a reload: what
+theirs lacks waits until it has it again. The word of one space's worker is good for that space alone.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from piecework.errors import StoppedError, describe
 from piecework.process.limits import report
+from piecework.space.controller import UnknownIntegration
 from piecework.space.tenant import SpaceManager
 from piecework.telemetry import signals
 
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
     from piecework.space.supply import WorkerSupply
 
 _TROUBLE_PAUSE_SECONDS = 1.0
+_LACKING_SECONDS = 60.0
+"""After how long code that lacked an integration is asked again: each worker may import it for itself."""
+_LACKING_PAUSE_SECONDS = 10.0
+"""After how long at most an update comes back whose space's code lacks it: another node may have it."""
 
 
 class Spaces:
@@ -36,10 +44,12 @@ class Spaces:
 
     Attributes:
         is_wanted: Answers whether a space has a piece that is to be updated.
+        on_new_code: Called when workers have other code from now on.
     """
 
     def __init__(self, supply: WorkerSupply | None, settings: Settings, clock: Clock) -> None:
         self.is_wanted: Callable[[str], Awaitable[bool]] = _always
+        self.on_new_code: Callable[[], None] = _nobody
         self._supply = supply
         self._settings = settings
         self._clock = clock
@@ -49,6 +59,10 @@ class Spaces:
         self._room = asyncio.Event()
         self._janitor: asyncio.Task[None] | None = None
         self._stopped = False
+        self._lacking: dict[str, dict[str, float]] = {}
+        self._reloads = 0
+        if supply is not None:
+            supply.on_new_code = self._has_new_code
 
     def managers(self) -> list[SpaceManager]:
         """The spaces that were used so far."""
@@ -57,6 +71,11 @@ class Spaces:
     def manager(self, space: str) -> SpaceManager | None:
         """What is known here of a space; None where it was not used so far."""
         return self._managers.get(space)
+
+    def lacks(self, integration: str) -> bool:
+        """Whether the workers of several spaces were found to lack an integration, a short while ago: all will."""
+        oldest = self._clock.monotonic() - _LACKING_SECONDS
+        return sum(since > oldest for since in self._lacking.get(integration, {}).values()) > 1
 
     def limits(self, space: str) -> dict[str, str]:
         """How each limit of a space is enforced here; where no worker comes from here, how it would be."""
@@ -80,11 +99,19 @@ class Spaces:
         """Carries out one update in a space's worker.
 
         Raises:
-            StoppedError: The node is stopping; or the space gets no worker for so many `again_seconds`.
+            StoppedError: The node is stopping; or the space gets no worker for so many `again_seconds`; or the code of
+                its worker has no definition of the run.
             WorkerDied: The worker ended under the run.
         """
+        self._refuse_lacking(space, run)
+        reloads = self._reloads
         async with self._using(space, run.run_id) as manager:
-            return await manager.run(run, timeout_seconds)
+            try:
+                return await manager.run(run, timeout_seconds)
+            except UnknownIntegration as error:
+                if reloads == self._reloads:
+                    self._note_lacking(space, run.integration, error)
+                raise
 
     def broken(self, space: str, run_id: str) -> str | None:
         """Why a run was given back that does not execute here: its space is broken. None where that is not so."""
@@ -184,6 +211,26 @@ class Spaces:
             else:
                 await room.wait()
 
+    def _refuse_lacking(self, space: str, run: protocol.Run) -> None:
+        """Gives an update back whose space's worker was found to lack its definition, without asking it again."""
+        passed = self._clock.monotonic() - self._lacking.get(run.integration, {}).get(space, float("-inf"))
+        if passed < _LACKING_SECONDS:
+            raise StoppedError(
+                f"piece {run.piece_id!r} of space {space!r} waits for its definition: its worker's code lacks it",
+                space=space,
+                again_seconds=min(max(1.0, passed), _LACKING_PAUSE_SECONDS),
+            )
+
+    def _note_lacking(self, space: str, integration: str, error: UnknownIntegration) -> None:
+        what = f"updating pieces of {integration!r}, which the code of the workers lacks: they wait until it has it"
+        signals.emit(signals.NODE_TROUBLE, level="warning", what=what, error=error.message)
+        self._lacking.setdefault(integration, {})[space] = self._clock.monotonic()
+
+    def _has_new_code(self) -> None:
+        self._reloads += 1
+        self._lacking.clear()
+        self.on_new_code()
+
     def _still_open(self, space: str) -> None:
         if self._stopped:
             raise StoppedError(f"the node is stopping: space {space!r} takes no more runs", space=space)
@@ -251,3 +298,7 @@ class Spaces:
 async def _always(_space: str) -> bool:
     """Where nobody looks, every space is for something."""
     return True
+
+
+def _nobody() -> None:
+    """Nobody waits for other code."""

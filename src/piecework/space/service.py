@@ -30,7 +30,7 @@ from piecework.store.items import (
     SetDesired,
 )
 from piecework.store.records import NodeRow, Piece, Run, RunValue
-from piecework.store.values import check_identifier, decode, encode_mapping
+from piecework.store.values import check_identifier, check_limit, decode, encode_mapping
 from piecework.store.verbs.pieces import register_piece, remove_piece, run_piece, set_desired
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class PieceService(SpaceDoor):
             NotFoundError: The app has no such integration; the message suggests near names.
             ValidationError: An id, the configuration, the interval or the schedule is not acceptable.
         """
-        known = await self._timings(integration)
+        known = await self._timings(check_identifier(integration, "integration"))
         if integration not in known:
             raise NotFoundError.among("integration", integration, known)
         own = own_timing(known[integration], every_seconds, schedule)
@@ -193,7 +193,13 @@ class PieceService(SpaceDoor):
         self._spaces.doubt(space)
 
     async def list(self, *, space: str | None = None) -> list[PieceRecord]:
-        """Registered pieces, of one space or of all."""
+        """Registered pieces, of one space or of all.
+
+        Raises:
+            ValidationError: The space is none that a store can hold.
+        """
+        if space is not None:
+            check_identifier(space, "space")
         return [*await self._records(await self._rows(space))]
 
     async def get(self, space: str, piece_id: str) -> PieceRecord:
@@ -206,6 +212,8 @@ class PieceService(SpaceDoor):
         return (await self._records([row]))[0]
 
     async def _row(self, space: str, piece_id: str) -> Piece:
+        check_identifier(space, "space")
+        check_identifier(piece_id, "piece_id")
         rows = _there(await self._store.read("get_piece", {"space": space, "piece_id": piece_id}, Piece))
         if not rows:
             names = [row.piece_id for row in await self._rows(space)]
@@ -219,7 +227,9 @@ class PieceService(SpaceDoor):
 
         Raises:
             NotFoundError: There is no such piece.
+            ValidationError: The limit is no whole number from 1.
         """
+        check_limit(limit)
         await self._row(space, piece_id)
         params = {"space": space, "piece_id": piece_id, "limit": limit}
         rows = await self._store.read("piece_runs", params, Run)
@@ -265,6 +275,7 @@ class PieceService(SpaceDoor):
             CrashedError: The space is broken: no worker could be started. The update stays queued.
             AbortedError: The update was called off before it began: its piece was paused or removed.
         """
+        check_identifier(run_id, "run_id")
         while True:
             news = self._node.news.expect(run_id)  # before the look: what is told meanwhile counts
             try:
@@ -303,6 +314,8 @@ class PieceService(SpaceDoor):
         then: Callable[[Any], None],
     ) -> Any:
         """Submits what is asked of a piece; where there is none, near names are suggested."""
+        check_identifier(item.space, "space")
+        check_identifier(item.piece_id, "piece_id")
         try:
             return await self._store.run(verb, item, decide, self._clock.now(), then)
         except NotFoundError:

@@ -19,6 +19,7 @@ from piecework.space.folds import ENABLED, decide_run_piece
 from piecework.space.record import SpaceRecord
 from piecework.store.items import RunPiece
 from piecework.store.records import NodeRow, Piece, Run
+from piecework.store.values import check_identifier
 from piecework.store.verbs.pieces import run_piece
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class SpaceDoor:
         Raises:
             NotFoundError: It has no piece and no worker; the message suggests near names.
         """
+        check_identifier(space, "space")
         rows, here = await self._pieces_of(space), self._known_here()
         if space not in here and not rows:
             raise NotFoundError.among("space", space, [record.space for record in await self.spaces()])

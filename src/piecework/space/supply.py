@@ -18,7 +18,7 @@ from piecework.clock import SystemClock
 from piecework.errors import PieceworkError, describe
 from piecework.process.launch import Zygote
 from piecework.process.limits import Limits, report
-from piecework.space.controller import Controller, WorkerDied
+from piecework.space.controller import Controller, State, WorkerDied
 from piecework.space.watching import CodeWatch
 from piecework.telemetry import logs, signals
 
@@ -45,6 +45,9 @@ class WorkerSupply:
         answer: Answers what a worker asks: op, args and its space.
         on_log: Takes what a worker's user code says beside its results, with its space.
         clock: Says since when a worker is blocked.
+
+    Attributes:
+        on_new_code: Called when the next workers have the code as it is now, and no more as it was.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class WorkerSupply:
         on_log: Callable[[protocol.Log | protocol.Progress | protocol.Late, str], None],
         clock: Clock | None = None,
     ) -> None:
+        self.on_new_code: Callable[[], None] = _nobody
         self._address = address
         self._settings = settings
         self._make_init = make_init
@@ -66,6 +70,7 @@ class WorkerSupply:
         self._on_log = on_log
         self._clock = SystemClock() if clock is None else clock
         self._lock = asyncio.Lock()
+        self._files: tuple[str, ...] = ()
         self._zygote = self._make_zygote()
         self._made: WeakKeyDictionary[Zygote, WeakSet[Controller]] = WeakKeyDictionary()
         self._leaving: dict[Zygote, asyncio.Task[None]] = {}
@@ -76,7 +81,7 @@ class WorkerSupply:
         Raises:
             AppImportError: The app cannot be imported over there.
         """
-        await self._zygote.start()
+        await self._begin(self._zygote)
 
     async def stop(self) -> None:
         """Ends the zygotes and what is left of their workers."""
@@ -99,8 +104,9 @@ class WorkerSupply:
                 signals.emit(signals.NODE_TROUBLE, level="error", what="the zygote has ended; another one starts")
                 await self._zygote.stop()
                 another = self._make_zygote()
-                await another.start()
+                await self._begin(another)
                 self._zygote = another
+                self.on_new_code()
         controller = Controller(
             self._zygote,
             space,
@@ -122,12 +128,13 @@ class WorkerSupply:
         """
         async with self._lock:
             another = self._make_zygote()
-            await another.start()
+            await self._begin(another)
             old, self._zygote = self._zygote, another
             for controller in list(self._made.get(old, ())):
                 controller.retire()
             self._leaving[old] = asyncio.create_task(self._see_out(old), name="piecework-old-zygote")
         signals.emit(signals.ZYGOTE_REPLACED, pid=self._zygote.pid)
+        self.on_new_code()
 
     async def reload_on_change(self, every_seconds: float) -> None:
         """Calls `reload` whenever a file of the app's own code has changed; a file that cannot be imported is told.
@@ -135,7 +142,7 @@ class WorkerSupply:
         Args:
             every_seconds: How often the files are looked at.
         """
-        watch = CodeWatch()  # here and now: what changes from the call on is seen
+        watch = CodeWatch(lambda: self._files)  # here and now: what changes from the call on is seen
         while True:
             await asyncio.sleep(every_seconds)
             changed = await asyncio.to_thread(watch.changed)
@@ -151,10 +158,17 @@ class WorkerSupply:
         """Ends the workers that only finish what they have, and the zygotes that they came from."""
         leaving = dict(self._leaving)
         controllers = [controller for zygote in leaving for controller in list(self._made.get(zygote, ()))]
+        controllers += [one for one in list(self._made.get(self._zygote, ())) if one.state is State.DRAINING]
         for failed in await asyncio.gather(*(one.stop() for one in controllers), return_exceptions=True):
             if isinstance(failed, Exception):
                 self._in_trouble("ending a worker of the code from before", failed)
         await asyncio.gather(*leaving.values(), return_exceptions=True)
+
+    async def _begin(self, zygote: Zygote) -> None:
+        try:
+            await zygote.start()
+        finally:  # also where one of them cannot be imported: once it is mended it has changed
+            self._files = tuple(dict.fromkeys((*self._files, *zygote.files)))
 
     async def _see_out(self, old: Zygote) -> None:
         drains = (controller.drain() for controller in list(self._made.get(old, ())))
@@ -198,3 +212,7 @@ def _show_output(line: str, space: str | None) -> None:
     """What a worker prints goes to the node's log, line by line."""
     # The zygote was started for some run, and would put what was bound there on every line.
     Context().run(_log.info, line, space=space)
+
+
+def _nobody() -> None:
+    """Nobody waits for other code."""

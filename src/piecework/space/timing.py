@@ -24,6 +24,9 @@ Overlap = Literal["skip", "queue", "cancel"]
 EVERY_SECONDS = 60.0
 """How often pieces run where nothing is said."""
 
+SHORTEST_SECONDS = 0.01
+"""No interval may be shorter: each update is a commit, and without a pause a piece would take its node for itself."""
+
 OFFER = PIECES
 """What an integration begins with among the offers of a node, and as the name under which events wait for it."""
 
@@ -147,7 +150,7 @@ def check_timing(
         ValidationError: Something of it is not acceptable.
     """
     if every_seconds is not None:
-        check_duration(f"{what}: every_seconds", every_seconds)
+        _check_interval(f"{what}: every_seconds", every_seconds)
     _check_one(what, every_seconds, schedule)
     topics = _topics(what, on)
     if every_seconds is None and schedule is None and not topics:
@@ -179,9 +182,18 @@ def own_timing(usual: Timing, every_seconds: float | None, schedule: str | Itera
         ValidationError: The interval or the schedule is none, or there are both.
     """
     _check_one("register", every_seconds, schedule)
-    every = None if every_seconds is None else round(check_duration("every_seconds", every_seconds) * SECOND)
+    every = None if every_seconds is None else round(_check_interval("every_seconds", every_seconds) * SECOND)
     expressions = _expressions(schedule, usual.tz)
     return {"every": every, "schedule": None if expressions is None else "\n".join(expressions)}
+
+
+def _check_interval(what: str, every_seconds: float) -> float:
+    if check_duration(what, every_seconds) < SHORTEST_SECONDS:
+        raise ValidationError(
+            f"{what} has to be {SHORTEST_SECONDS:g} at least, not {every_seconds!r}: what has to come more often than "
+            "that is one update that goes on, with pauses of its own"
+        )
+    return every_seconds
 
 
 def _check_one(what: str, every_seconds: float | None, schedule: str | Iterable[str] | None) -> None:
@@ -192,7 +204,12 @@ def _check_one(what: str, every_seconds: float | None, schedule: str | Iterable[
 def _expressions(schedule: str | Iterable[str] | None, tz: str | None) -> tuple[str, ...] | None:
     if schedule is None:
         return None
-    given = (schedule,) if isinstance(schedule, str) else tuple(schedule)
+    try:
+        given = (schedule,) if isinstance(schedule, str) else tuple(schedule)
+    except TypeError:
+        raise ValidationError(
+            f"a schedule is a cron expression such as '0 8 * * 1', or a list of them, not {schedule!r:.80}"
+        ) from None
     Cron(given, tz)
     return tuple(" ".join(one.split()) for one in given)
 

@@ -66,6 +66,10 @@ class Host(Protocol):
         """Gives a definition; raises NotFoundError with near names."""
         ...
 
+    def being_made(self, integration: str) -> list[str]:
+        """The services, by name, that somebody waits for and that live on when an update of that integration ends."""
+        ...
+
     def workspace(
         self, *, space: str, key: str, integration: str | None = None, params: dict[str, Any] | None = None
     ) -> AbstractAsyncContextManager[Workspace]:
@@ -182,10 +186,16 @@ class Worker:
         Args:
             job: The run, with the account that this task runs under.
         """
+        try:
+            definition: PieceDefinition = self._host.piece(job.run.integration)
+        except NotFoundError as error:  # this code lacks it, that of another node or of the next reload may not
+            self._settle(job)
+            self._send(protocol.Unknown(run_id=job.run.run_id, epoch=job.run.epoch, message=error.message))
+            return
         # Not before: a neighbour that never lets go of the loop may keep this one from its first step.
         self._channel.send(protocol.Begun(run_id=job.run.run_id, epoch=job.run.epoch))
         try:
-            outcome = await self._outcome(job)
+            outcome = await self._outcome(job, definition)
         finally:
             await job.account.clear()
             self._settle(job)  # at once: what was found clear is clear as long as nothing is awaited
@@ -242,9 +252,9 @@ class Worker:
                     job.task.cancel()
             await end_detached()
 
-    async def _outcome(self, job: _Job) -> Outcome:
+    async def _outcome(self, job: _Job, definition: PieceDefinition) -> Outcome:
         try:
-            return await self._update(job)
+            return await self._update(job, definition)
         except asyncio.CancelledError as error:
             return self._cancelled(job, error)
         except _Termination:
@@ -252,9 +262,8 @@ class Worker:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - becomes the run's outcome; sys.exit is a run's, too
             return _failed(error)
 
-    async def _update(self, job: _Job) -> Outcome:
+    async def _update(self, job: _Job, definition: PieceDefinition) -> Outcome:
         run = job.run
-        definition = self._definition(run)
         job.account.policy = definition.accounting
         opening = self._host.workspace(space=self._space, key=run.idempotency_key, integration=run.integration)
         async with job.account.settled(job.deadline, thorough=False), opening as workspace:
@@ -262,13 +271,6 @@ class Worker:
             async with job.account.settled(job.deadline):
                 returned = await _call(definition.fn, job.piece)
         return as_outcome(returned)
-
-    def _definition(self, run: protocol.Run) -> PieceDefinition:
-        try:
-            definition: PieceDefinition = self._host.piece(run.integration)
-        except NotFoundError as error:
-            raise NotFoundError(f"piece {run.piece_id!r} of space {self._space!r}: {error.message}") from error
-        return definition
 
     def _context(self, run: protocol.Run, workspace: Workspace) -> PieceContext:
         def log(level: str, message: str, fields: dict[str, Any]) -> None:
@@ -391,7 +393,17 @@ class Worker:
         job = self._jobs.get(message.run_id)  # its result may have crossed the cancel
         if job is not None and job.task is not None:
             job.cancelled_for = message.reason
+            self._tell_left(job)
             job.task.cancel()
+
+    def _tell_left(self, job: _Job) -> None:
+        what, making = job.account.left(), ", ".join(self._host.being_made(job.run.integration))
+        if what or making:
+            self._send(
+                protocol.Left(
+                    run_id=job.run.run_id, epoch=job.run.epoch, what=clean_text(what), making=clean_text(making)
+                )
+            )
 
     def _over(self, run_id: str) -> None:
         self._jobs.pop(run_id, None)

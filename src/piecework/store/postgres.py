@@ -21,6 +21,7 @@ from piecework.store.postgres_news import News
 from piecework.store.postgres_pool import Pool, close
 from piecework.store.postgres_requests import select
 from piecework.store.postgres_schema import migrate_postgres
+from piecework.store.values import check_params
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -158,10 +159,12 @@ class PostgresStore:
 
         Raises:
             ClosedError: The store has been closed.
+            ValidationError: A parameter is nothing that a store can hold.
             StoreUnavailableError: The server was away for too long.
             StoreError: The query failed.
         """
         self._check_open()
+        check_params(params)
         request = Read(name, params, into)
         async with self._pool.place():
             try:

@@ -20,6 +20,7 @@ from piecework.store.migrate import inspect_sqlite, migrate_sqlite
 from piecework.store.sqlite_crowd import Crowd
 from piecework.store.sqlite_readers import Readers
 from piecework.store.sqlite_writer import Writer, translate
+from piecework.store.values import check_params
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,10 +133,12 @@ class SqliteStore:
 
         Raises:
             ClosedError: The store has been closed.
+            ValidationError: A parameter is nothing that a store can hold.
             StoreError: The query failed.
         """
         if self._closed or self._readers is None:
             raise ClosedError(f"the store {self.path} is not open")
+        check_params(params)
         try:
             return await self._readers.submit(Read(name, params, into))
         except sqlite3.Error as error:

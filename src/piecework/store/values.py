@@ -7,11 +7,14 @@ that is not JSON is refused, so what is read back is what was given (tuples come
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from piecework.errors import ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 IDENTIFIER_LIMIT_BYTES = 512
 DEPTH_LIMIT = 256
@@ -93,6 +96,36 @@ def check_identifier(value: Any, what: str) -> str:
     if "\x00" in value or len(value.encode()) > IDENTIFIER_LIMIT_BYTES:
         raise ValidationError(f"{what} {value[:40]!r} has a NUL or more than {IDENTIFIER_LIMIT_BYTES} bytes", path=what)
     return value
+
+
+def check_limit(value: Any, what: str = "limit") -> int:
+    """Checks how many somebody wants at most.
+
+    Raises:
+        ValidationError: It is no whole number from 1 that a store can count to.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < _BOUND:
+        raise ValidationError(f"{what} has to be a whole number from 1, within 64 bits, not {value!r:.80}", path=what)
+    return value
+
+
+def check_params(params: Mapping[str, Any]) -> None:
+    """Checks what a query is about: values that no engine can hold are told by their name, not by the engine.
+
+    Raises:
+        ValidationError: A text has a lone surrogate or NUL, an integer has more than 64 bits.
+    """
+    for what, value in params.items():
+        for one in value if isinstance(value, list | tuple | set | frozenset) else (value,):
+            if isinstance(one, str):
+                if not one.isascii():
+                    _check_text(one, what)
+                if "\x00" in one:
+                    raise ValidationError(
+                        f"{what} {one[:40]!r} has a NUL, which no store can hold: leave it out", path=what
+                    )
+            elif isinstance(one, int) and not -_BOUND <= one < _BOUND:
+                raise ValidationError(f"{what} is an integer beyond 64 bits: give a smaller one", path=what)
 
 
 def _is_plain(value: Any, depth: int) -> bool:

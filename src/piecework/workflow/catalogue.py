@@ -77,8 +77,9 @@ class Catalogue:
 
         Raises:
             NotFoundError: It is not registered here.
+            ValidationError: It is no text.
         """
-        if workflow_id not in self._by_id:
+        if not isinstance(workflow_id, str) or workflow_id not in self._by_id:
             raise NotFoundError.among("workflow", workflow_id, self._by_id)
         return self._by_id[workflow_id]
 

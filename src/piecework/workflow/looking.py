@@ -34,7 +34,7 @@ from piecework.store.records import (
     WorkflowRow,
 )
 from piecework.store.records import RunValue as StoredValue
-from piecework.store.values import check_identifier, decode, encode_mapping
+from piecework.store.values import check_identifier, check_limit, decode, encode_mapping
 from piecework.workflow.catalogue import KIND, Catalogue
 from piecework.workflow.deltas import changed_places, state_after
 from piecework.workflow.explain import Explanation, explain
@@ -145,9 +145,9 @@ class Looking:
             ValidationError: The limit is below one, or there is no such status.
             NotFoundError: The cursor is no run.
         """
-        if limit is not None and limit < 1:
-            raise ValidationError(f"limit has to be at least 1, not {limit}")
-        if status is not None and status not in set(Status):
+        if limit is not None:
+            check_limit(limit)
+        if status is not None and status not in list(Status):
             raise ValidationError(f"there is no status {status!r}; there are {', '.join(Status)}")
         last = None if cursor is None else await self._run(cursor)
         found: list[RunInfo] = []

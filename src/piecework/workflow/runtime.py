@@ -268,7 +268,7 @@ class Runtime(Looking):
             self._registrar.check_open()
             registered = self._catalogue.get(workflow_id)
             workflow = registered.workflow
-            if trigger_id not in workflow.triggers:
+            if not isinstance(trigger_id, str) or trigger_id not in workflow.triggers:
                 raise NotFoundError.among("trigger", trigger_id, workflow.triggers)
             told = told_event(event)
             run_id = new_id() if run_id is None else check_identifier(run_id, "run_id")

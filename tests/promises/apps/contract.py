@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from pathlib import Path
 
 from piecework import App, Success
 
@@ -92,3 +93,19 @@ async def count(ws):
 async def queues_a_job(piece):
     """Queues a job and does not wait for it."""
     return Success(await piece.enqueue_job("count"))
+
+
+@app.service(scope="workflow", name="session")
+async def session():
+    """A login that hangs the first time, whichever process tries it: what it notes stays in the space's folder."""
+    tried = Path("tried")
+    if not tried.exists():
+        tried.touch()
+        await asyncio.Event().wait()
+    return "logged in"
+
+
+@app.piece("logs-in", every_seconds=3600, timeout_seconds=0.5)
+async def logs_in(piece):
+    """Needs what its integration shares."""
+    return Success(await piece.require("session"))

@@ -100,13 +100,20 @@ class Spec:
 
 @dataclass(eq=False)
 class Attempt:
-    """One call of a factory."""
+    """One call of a factory.
+
+    Attributes:
+        stood_in: Where what it was given stood for services.
+        hidden: That something stood for it when it was made: nobody saw when that was.
+    """
 
     spec: Spec
     param: str | None
     node: Node | None
     status: str = "running"
     uses: list[Thing] = field(default_factory=list)
+    stood_in: list[Place] = field(default_factory=list)
+    hidden: bool = False
     users: list[Attempt] = field(default_factory=list)
     read: list[tuple[int, Any]] = field(default_factory=list)
     opened: bool = False
@@ -159,6 +166,8 @@ class Node:
         open: A build has started and has neither completed nor failed.
         disturbed: Something happened since, for which the build may have been given up.
         failed: The last build failed.
+        told: What a build that nobody waited for may have failed with at any time, for `ready` to raise.
+        let_go: What its family has let go, and something was made from: the fields as they were.
     """
 
     spec: Spec
@@ -173,6 +182,8 @@ class Node:
     failed: bool = False
     broken: bool = False
     calls: int = 0
+    told: set[type[Exception]] = field(default_factory=set)
+    let_go: tuple[Attempt, Any, int, bool | None] | None = None
     watches: list[Watching] = field(default_factory=list)
 
     def __repr__(self) -> str:
@@ -289,6 +300,9 @@ class World:
         self.disturbances = 0
         self.letting_go = False
         self.invalidated: list[Node] = []
+        self.lingering: dict[Node, set[type[Exception]]] = {}
+        self.calm = 0
+        self.overriding: list[tuple[Place, Any]] = []
 
     def fault(self, text: str) -> None:
         self.faults.append(text)
@@ -365,9 +379,35 @@ class World:
             return {NotFoundError, InvalidScopeError}
         if lives.closed:
             return {ClosedError}
-        if not spec.transient and self.node(lives, spec, spec.param(params)).fresh:
-            return set()
-        return self.hindrances(spec, lives)
+        if spec.transient:
+            return self.hindrances(spec, lives)
+        node = self.node(lives, spec, spec.param(params))
+        return set() if node.fresh else self.hindrances(spec, lives) | self.lingering.get(node, set())
+
+    def linger(self) -> None:
+        """Notes what builds under way may fail with: what they have asked for already may mean something else later."""
+        for node in tuple(self.nodes.values()):
+            if node.wanted:
+                node.told |= self.hindrances(node.spec, node.home)
+        self.lingering = {
+            node: self.lingering.get(node, set()) | self.hindrances(node.spec, node.home)
+            for node in tuple(self.nodes.values())
+            if self.busy(node)
+        }
+        for node, errors in self.lingering.items():
+            errors.update(*(self.lingering[other] for other in self.lingering if self.hidden(other, node.home)))
+        if not self.lingering:
+            self.calm = self.disturbances
+
+    def hidden(self, node: Node, where: Place) -> bool:
+        """Tells whether its key means something else by now: a build may have asked for it before that."""
+        found = where.find(node.spec.key)
+        return found is None or found[0] is not node.spec
+
+    @property
+    def since(self) -> int:
+        """How much had happened when the oldest build began that is under way, or by now."""
+        return self.calm if self.lingering else self.disturbances
 
     def hindrances(self, spec: Spec, lives: Place) -> set[type[Exception]]:
         """Why a service that lives somewhere cannot be built."""
@@ -508,6 +548,9 @@ class World:
         if node is not None:
             self._check_alone(ctx, node)
             node.calls += 1
+            if spec.exclusive and spec.family:  # what was made from one that its family has let go goes before
+                earlier = {one for one in self.attempts if one.node is node}
+                self.unsure({one for one in self.nodes.values() if one.current and one.current.below() & earlier})
         self.attempts.append(attempt)
         for thing in given.values():
             self._uses(attempt, thing, waited=True)
@@ -535,7 +578,11 @@ class World:
                 self.fault(f"{node!r} is built again before {other!r} was cleaned up")
             elif other is node.current and node.spec.exclusive and other.opened and not other.closed:
                 self.fault(f"{node!r} is exclusive and is built beside its old instance")
-        going = self.letting_go or node.param is not None or (node.current is not None and node.current.closes)
+        before = node.current
+        # What was made from something exclusive goes with it, as soon as that is to be made anew.
+        gone = before is not None and (before.closes or any(used.spec.exclusive for used in before.below()))
+        gone = gone or not node.spec.registered  # and so does what is taken out
+        going = self.letting_go or node.param is not None or gone
         let_go = going and ctx is not None and ctx.current is None
         if ctx is not None and not node.spec.exclusive and ctx.current is not node.instance and not let_go:
             self.fault(f"ctx.current of {node!r} is {ctx.current!r}, not {node.instance!r}")
@@ -543,6 +590,7 @@ class World:
     def _uses(self, attempt: Attempt, thing: Any, *, waited: bool = False) -> None:
         """Notes that something was given to a factory; perhaps after the others that it waited for."""
         if not isinstance(thing, Thing):
+            attempt.stood_in += [place for place, value in self.overriding if value is thing]
             return
         attempt.uses.append(thing)
         used = thing.attempt
@@ -672,14 +720,14 @@ class World:
     def _singleton(self, place: Place, event: Any) -> Node | None:
         """The node that an event is about; None for transients. The one that is registered now, if it is doubtful."""
         nodes = self._nodes_of(place, event)
-        found = [node for node in nodes if node.open or node.current] or nodes
         spec = place.specs.get(event.key)
         if spec is None or spec.declared is not None:
             spec = next((one.specs[event.key] for one in place.reach() if event.key in one.specs), spec)
-        mine = [node for node in found if node.spec is spec]
-        if mine or found:
-            return (mine or found)[0]
-        if spec is None or spec.transient:
+        mine = [node for node in nodes if node.spec is spec]
+        found = mine or [node for node in nodes if node.open or node.current] or nodes
+        if found:
+            return found[0]
+        if spec is None or spec.transient or (spec.declared is None and spec.where is not place):
             return None
         return self.node(place, spec, None if event.param is None else str(event.param))
 
@@ -706,6 +754,7 @@ class World:
             self.fault(f"{node!r} had version {node.version} and has {event.version} now")
         if event.duration_seconds is None or event.duration_seconds < 0 or event.duration != event.duration_seconds:
             self.fault(f"{node!r} took {event.duration_seconds!r} s")
+        self.catch_up()  # what it was made from may have been completed unheard
         self._check_holds(made[-1])
         self.publish(made[-1])
 
@@ -732,10 +781,17 @@ class World:
             # What has nothing to close is there if it can be seen; else it was given up.
             if attempt.opened or attempt.node.seen() is attempt.thing
         ]
+        for attempt in self.attempts:
+            if attempt.status == "made" and attempt.node is not None and attempt not in made:
+                found = attempt.node.home.find(attempt.spec.key)
+                attempt.hidden = attempt.hidden or (found is not None and not isinstance(found[0], Spec))
         for attempt in made:
             self.publish(attempt)
         for attempt in made:
-            self._check_holds(attempt)
+            if attempt.hidden:
+                self.unsure({attempt.node})
+            else:
+                self._check_holds(attempt)
 
     def find_homes(self) -> None:
         """A factory without a context does not know for which run it made something: it is where it can be seen."""
@@ -764,7 +820,7 @@ class World:
             if used.closes:
                 self.fault(f"{attempt!r} completes with {used!r}, which is closed")
             node = used.node
-            if node is None or node.stale is None or node.param is not None or not node.spec.registered:
+            if node is None or node.stale is None or node.param is not None or not node.spec.registered or used.hidden:
                 continue
             if node.current is not used or node.stale:
                 self.fault(f"{attempt!r} completes with {used!r}, which is stale")
@@ -779,13 +835,15 @@ class World:
         node = self._singleton(place, event)
         if node is None or (self.vague(place, event.key) and not node.broken):
             return
-        if not node.open and not node.broken:
-            self.fault(f"{node!r} fails, and no build had started")
         if event.error is None:
             self.fault(f"{node!r} fails without an error")
-        if node.broken and not node.open:
+        if event.attempt is None:
+            if not node.broken:
+                self.fault(f"the stream of {node!r} broke, and nobody broke it")
             node.broken = False
         else:
+            if not node.open:
+                self.fault(f"{node!r} fails, and no build had started")
             node.open, node.failed = False, True
 
     def _on_artifact_invalidated(self, place: Place, event: Any) -> None:

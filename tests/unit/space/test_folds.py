@@ -305,6 +305,76 @@ def test_registered_without_times_nothing_that_was_due_by_time_stays():
     assert desk.run.event_seq == 1
 
 
+@pytest.mark.covers("N522")
+def test_an_event_waits_for_the_probe_of_a_half_open_piece():
+    """An event for a half-open piece waits for its next probe, which is handed it; it brings that no nearer."""
+    desk = Desk()
+    desk.register()
+    policy = Backoff(failures_limit=1)
+    desk.finish(desk.begin(), "failed", failure=policy)
+    probe_at = desk.run.due_at
+    desk.now += SECOND
+    desk.event(1)
+    assert (desk.run.due_at, desk.piece.next_run_at, desk.run.event_seq) == (probe_at, probe_at, 1)
+    desk.now = probe_at
+    probe = desk.begin()
+    assert desk.event(2, "cancel").aborting == ()  # what looks whether it works again is let look
+    desk.finish(probe, "failed", failure=policy)
+    assert (desk.run.event_seq, desk.run.due_at > desk.now + 3000 * SECOND) == (2, True)
+    assert desk.piece.next_run_at == desk.run.due_at
+    desk.run_now()
+    assert (desk.run.due_at, desk.run.event_seq) == (desk.now, 2)  # who asks by hand need not wait
+    desk.event(3)
+    probe = desk.begin()
+    desk.event(4)
+    desk.finish(probe)
+    assert (desk.piece.observed, desk.run.due_at, desk.run.event_seq) == ("idle", desk.now, 4)
+
+
+@pytest.mark.covers("N522")
+def test_who_asks_a_half_open_piece_by_hand_waits_for_no_probe():
+    """What is asked by hand while a probe is under way follows right after it, also when an event comes on top."""
+    desk = Desk()
+    desk.register()
+    policy = Backoff(failures_limit=1)
+    desk.finish(desk.begin(), "failed", failure=policy)
+    desk.now = desk.run.due_at
+    probe = desk.begin()
+    asked = desk.run_now("queue").run_id
+    desk.event(1)
+    desk.finish(probe, "failed", failure=policy)
+    assert (desk.piece.run_id, desk.run.due_at, desk.run.event_seq) == (asked, desk.now, 1)
+
+
+@pytest.mark.covers("N523")
+@pytest.mark.parametrize("outcome", ["success", "failed", "retry_after"])
+def test_registered_without_times_during_an_update_nothing_follows(outcome):
+    """A piece that is registered for events alone during an update has none after it, and is not charged with it."""
+    desk = Desk()
+    desk.register()
+    run = desk.begin()
+    desk.register(at_once=False)
+    done = desk.finish(run, outcome, retry_after=5, permanent=True)
+    assert (done.next_run_at, desk.piece.run_id, desk.piece.observed) == (None, None, "waiting")
+    assert (desk.piece.consecutive_failures, done.told) == (0, None)
+    desk.event(1)
+    assert (desk.piece.observed, desk.run.event_seq) == ("idle", 1)
+
+
+@pytest.mark.covers("N523")
+def test_an_event_that_comes_after_such_a_registration_is_an_update():
+    """An event that comes before that update has ended is one more right after it, charged as every other."""
+    desk = Desk()
+    desk.register()
+    run = desk.begin()
+    desk.register(at_once=False)
+    desk.event(1)
+    desk.finish(run)
+    assert (desk.piece.observed, desk.run.event_seq, desk.run.due_at) == ("idle", 1, desk.now)
+    desk.finish(desk.begin(), "failed", every=None)
+    assert (desk.piece.observed, desk.piece.consecutive_failures) == ("backoff", 1)
+
+
 @pytest.mark.covers("A15")
 def test_when_a_piece_is_gone_nothing_follows():
     """The update of a piece that was removed meanwhile ends and none follows; no event and no clock revives it."""

@@ -49,6 +49,18 @@ def test_a_wrong_timing_is_refused(given, wrong):
         check_timing("piece 'feed'", **given)
 
 
+@pytest.mark.covers("N527")
+@pytest.mark.parametrize("seconds", [1e-9, 0.0099])
+def test_an_interval_has_a_floor(seconds):
+    """An interval shorter than a hundredth of a second is refused, where it is declared and where it is registered."""
+    told = f"every_seconds has to be 0.01 at least, not {seconds}"
+    with pytest.raises(ValidationError, match=f"piece 'x': {told}"):
+        check_timing("piece 'x'", every_seconds=seconds)
+    with pytest.raises(ValidationError, match=told):
+        own_timing(Timing(), seconds, None)
+    assert check_timing("x", every_seconds=0.01).every == own_timing(Timing(), 0.01, None)["every"] == 10_000
+
+
 def test_what_is_left_out():
     """Without a word a piece runs every minute; with events alone it has neither interval nor first update."""
     assert (check_timing("x").every, check_timing("x").at_once) == (60 * SECOND, True)
