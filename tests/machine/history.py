@@ -186,6 +186,7 @@ class History:
                     await store.step()
                 await self.loop.idle()
         self.zombie = None
+        self._answered()  # what the living node has answered by now is not asked again
         await self._end(app, store)
 
     async def let_go(self) -> None:
