@@ -212,6 +212,22 @@ async def litters(piece):
     await asyncio.Event().wait()
 
 
+@piece("forks")
+async def forks(piece):
+    """Forks a process that does not end by itself, but comes back from the update, and tells how it ended."""
+    how, pid = piece.config["how"], os.fork()
+    if not pid:
+        if how == "raises":
+            raise LookupError("in the child")
+        if how == "awaits":
+            await asyncio.sleep(0.01)
+        if how == "is terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return Success({"ended": "by the child"})
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    return Success({"ended": os.waitstatus_to_exitcode(status)})
+
+
 @piece("flees")
 async def flees(piece):
     """Starts a process that is never the same for long: each forks the next one and ends; thousands, then no more."""

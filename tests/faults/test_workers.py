@@ -457,6 +457,15 @@ async def test_killed_zygote(node):
         await node.controller("other")
 
 
+@pytest.mark.covers("N506")
+@pytest.mark.parametrize("how", ["returns", "raises", "awaits", "is terminated"])
+async def test_fork_that_comes_back(node, how):
+    """A process that an update forks and that comes back from it ends there; the update and its neighbours go on."""
+    result = await outcome(node, "forks", 5, config={"how": how})
+    assert (result["name"], result.get("data")) == ("success", {"ended": 1})
+    assert (await outcome(node, "plain", run_id="r2"))["name"] == "success"
+
+
 async def test_killed_keeper(node):
     """A worker and what it started die with their keeper, daemons included."""
     controller = await node.controller()

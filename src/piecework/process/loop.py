@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 import threading
+from collections import deque
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,6 +68,13 @@ class AccountedLoop(asyncio.SelectorEventLoop):
         alive = {id(generator) for generator in self._asyncgens}
         self._generators = {key: one for key, one in self._generators.items() if one is not account or key in alive}
 
+    def leave_to_parent(self) -> None:
+        """Ends this process, which was forked from the loop's own, when it comes back to the loop: a copy is none's.
+
+        It would share what the loop waits at, and take from its parent what that is told.
+        """
+        self._ready = _CameBack()
+
     # Both hooks are asyncio's own methods, which it hands to the interpreter by these names. A generator cannot be
     # looked up by a weak reference when it is finalized, those are cleared before; its id is still its own then, and
     # whoever gets that id next passes the first hook.
@@ -92,6 +101,19 @@ class AccountedLoop(asyncio.SelectorEventLoop):
         account.charge(task, where=f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}")
 
     _asyncgens: Any  # asyncio's own set of those that are under way
+    _ready: Any  # asyncio's own queue of what is to be called next
+
+
+class _CameBack(deque[Any]):
+    """Stands for what is to be called next: there is always something, and to take it ends the process."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def popleft(self) -> Any:
+        with contextlib.suppress(OSError):
+            os.write(2, b"a process that an update has forked came back from it: it was ended, use os._exit() there\n")
+        os._exit(1)
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

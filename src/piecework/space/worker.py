@@ -98,8 +98,14 @@ def main(sock: socket.socket, app: WorkerApp | Callable[[], WorkerApp]) -> None:
         SystemExit: The worker was terminated, or failed after having told the node why.
     """
     signal.signal(signal.SIGTERM, _Terminated())
-    with asyncio.Runner(loop_factory=AccountedLoop) as runner:
+    with asyncio.Runner(loop_factory=_make_loop) as runner:
         runner.run(Worker(sock, app).serve())
+
+
+def _make_loop() -> AccountedLoop:
+    loop = AccountedLoop()
+    os.register_at_fork(after_in_child=loop.leave_to_parent)
+    return loop
 
 
 def rehearse() -> None:
