@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SETTINGS = Settings(lease_seconds=30, heartbeat_seconds=10, abort_grace_seconds=2, close_timeout_seconds=2)
 _TROUBLE = frozenset({"node.trouble", "run.lost", "observer.failed", "predicate.failed", "workspace.close_failed"})
 _PATIENCE = 50
-FOUND_SECONDS = SETTINGS.lease_seconds / 3
+_FOUND_SECONDS = SETTINGS.lease_seconds / 3
 """After so long a node has found what others have committed, told of it or not."""
 
 
@@ -174,6 +174,8 @@ class History:
     async def come_back(self, operations: int) -> None:
         """What was cut off reaches the store again, late; after some of its operations it is no more.
 
+        Nobody tells the living node of those; what they made due it finds by itself.
+
         Args:
             operations: How many of them get through.
         """
@@ -188,6 +190,7 @@ class History:
         self.zombie = None
         self._answered()  # what the living node has answered by now is not asked again
         await self._end(app, store)
+        await self.pass_time(_FOUND_SECONDS)
 
     async def let_go(self) -> None:
         """Closes the engine."""

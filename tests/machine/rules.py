@@ -15,7 +15,7 @@ from piecework.run.folds import decide_signal
 from piecework.store.items import SendSignal
 from piecework.store.verbs.runs import signal
 
-from .history import FOUND_SECONDS, Call, Death, History
+from .history import Call, Death, History
 from .loop import VirtualLoop
 from .world import EDGES, MODES
 
@@ -277,7 +277,6 @@ class _RuntimeMachine(RuleBasedStateMachine):
             await self.history.cut_off()
         else:
             await self.history.come_back(operations)
-            await self.history.pass_time(FOUND_SECONDS)  # what that has made due is found, though nobody told
         await self.history.go_on()
         await self.history.look()
 
